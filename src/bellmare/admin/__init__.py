@@ -1,0 +1,1 @@
+"""The operator's side: its own listener with metrics, state and operations."""

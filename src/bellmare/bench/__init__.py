@@ -1,0 +1,1 @@
+"""Load generation for `bellmare demo` and the tests."""

@@ -1,0 +1,1 @@
+"""The command line. Heavy imports are lazy: `bellmare --version` must be quick."""

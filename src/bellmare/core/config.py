@@ -1,0 +1,49 @@
+"""The core's own settings: numbers and names only, recorded at the head of every event log so that it can be replayed."""
+
+import msgspec
+
+from bellmare.core.units import SECOND_US, SpanUs
+
+
+class ModelConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an operator says about one model, keyed by canonical name."""
+
+    num_ctx: int = 0
+    """Canonical context per slot; zero: the Modelfile's, else the default."""
+    pinned: bool = False
+    """Loaded at start and never a victim."""
+
+
+class CoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """All limits of the core. Each is met by a test."""
+
+    default_num_ctx: int = 8192
+    """Ollama's default follows the GPU's size (4096 to 262144), which makes one model three shapes in one fleet."""
+    queue_per_model_max: int = 512
+    """As OLLAMA_MAX_QUEUE, but per model."""
+    queue_total_max: int = 20_000
+    queue_wait_max_us: SpanUs = SpanUs(120 * SECOND_US)
+    """Predicted wait above which a request is refused at once instead of timing out later."""
+    retry_after_max_us: SpanUs = SpanUs(60 * SECOND_US)
+    """Clients give up on longer waits (openai-python 120 s, AI SDK 60 s)."""
+    attempts_max: int = 3
+    """Dispatches per request, all before the first byte."""
+    drain_after_us: SpanUs = SpanUs(5 * SECOND_US)
+    """A miss waits so long for an idle victim before a busy one is drained (policy findings: 5 s)."""
+    worker_lost_grace_us: SpanUs = SpanUs(10 * SECOND_US)
+    """Queued requests outlive the loss of their last worker so long."""
+    load_timeout_us: SpanUs = SpanUs(600 * SECOND_US)
+    unload_timeout_us: SpanUs = SpanUs(60 * SECOND_US)
+    operation_grace_us: SpanUs = SpanUs(10 * SECOND_US)
+    """Past its timeout by so much, an operation whose end was lost is given up and the worker observed."""
+    load_backoff_us: SpanUs = SpanUs(5 * SECOND_US)
+    """After a failed load of a model on a worker; doubles each time."""
+    load_backoff_max_us: SpanUs = SpanUs(300 * SECOND_US)
+    load_failures_max: int = 3
+    """Failed loads in a row, over all workers, after which a model's waiting requests are refused."""
+    unreachable_max: int = 2
+    """Observations in a row without an answer before a worker leaves routing; a refused connection counts at once."""
+    zombie_max_us: SpanUs = SpanUs(120 * SECOND_US)
+    """A slot whose request was aborted during prefill stays taken at most so long."""
+    eviction: str = "lru"
+    models: dict[str, ModelConfig] = {}

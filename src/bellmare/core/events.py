@@ -1,0 +1,227 @@
+"""Everything the core can be told. Past tense; the union is closed and every kind has exactly one handler in the engine."""
+
+from enum import StrEnum
+
+import msgspec
+
+from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
+
+
+class Event(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
+    """Base of all events."""
+
+
+class WorkerKind(StrEnum):
+    """What stands behind a worker's address; it decides defaults, never behaviour on the wire."""
+
+    ollama = "ollama"
+    sim = "sim"
+    embedded = "embedded"
+
+
+class StoredModel(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One name on a worker's disk, with what the memory formula needs (ollama.md 4)."""
+
+    name: str
+    """Canonical name (``protocols.names``)."""
+    model: ModelId
+    digest: str
+    """Manifest digest, 64 hex digits without prefix, as /api/tags prints it."""
+    weights_bytes: Bytes
+    kv_bytes_per_token: Bytes = Bytes(0)
+    """KV cache of one token of one slot, f16; zero if not known."""
+    recurrent_bytes_per_slot: Bytes = Bytes(0)
+    compute_bytes: Bytes = Bytes(0)
+    """Compute buffers at the default batch; zero if not known."""
+    context_max: int = 0
+    """Training context; zero if not known."""
+    num_ctx: int = 0
+    """``PARAMETER num_ctx`` of the Modelfile; zero if unset."""
+    parallel_max: int = 0
+    """Slots that Ollama allows this family; zero is no limit. Embedding models: 1."""
+    embedding: bool = False
+
+
+class LoadedModel(msgspec.Struct, frozen=True, omit_defaults=True):
+    """One line of /api/ps. ``model`` is None if the digest belongs to no blob that we know: foreign memory."""
+
+    name: str
+    model: ModelId | None
+    bytes: Bytes
+    """Memory in use; zero if the worker cannot say (CPU builds report 0)."""
+    spilled_bytes: Bytes = Bytes(0)
+    """The part that did not fit the GPU: size minus size_vram."""
+    num_ctx: int = 0
+    pinned: bool = False
+    """The keep-alive is for ever: only then does Ollama's own timer not take it away."""
+    expired: bool = False
+    """The keep-alive has passed: leaving, or serving its last requests."""
+
+
+class WorkerAdded(Event, frozen=True, tag=True):
+    """A worker joined the fleet; nothing is known of its contents until the first observation."""
+
+    worker: WorkerId
+    kind: WorkerKind
+    capacity_bytes: Bytes
+    capacity_known: bool = True
+    """False: a guess, raised when a measurement shows more."""
+    headroom_bytes: Bytes = Bytes(0)
+    overhead_bytes: Bytes = Bytes(0)
+    """Memory of one runner beside its buffers: the CUDA context, once per process."""
+    parallel: int = 1
+    runners_max: int = 0
+    """Runners at once; zero is no limit. Stock Ollama: three per GPU."""
+    fit_percent: int = 100
+    """A load beside others must be predicted within this share of free memory. Stock Ollama: 80."""
+
+
+class WorkerRemoved(Event, frozen=True, tag=True):
+    worker: WorkerId
+
+
+class WorkerObserved(Event, frozen=True, tag=True):
+    """What a worker showed. ``started_us`` is when the question was sent: the answer cannot know of anything later."""
+
+    worker: WorkerId
+    started_us: InstantUs
+    loaded: tuple[LoadedModel, ...]
+    stored: tuple[StoredModel, ...] | None = None
+    """None: unchanged since the last observation that carried it."""
+    foreign_bytes: Bytes = Bytes(0)
+    version: str = ""
+
+
+class FaultKind(StrEnum):
+    """Why the outside world did not do as asked; the same words in metrics and logs."""
+
+    refused = "refused"
+    reset = "reset"
+    timeout = "timeout"
+    bad_answer = "bad_answer"
+    busy = "busy"
+    crashed = "crashed"
+    not_found = "not_found"
+    failed = "failed"
+
+
+class WorkerUnreachable(Event, frozen=True, tag=True):
+    worker: WorkerId
+    started_us: InstantUs
+    fault: FaultKind
+
+
+class RequestKind(StrEnum):
+    generation = "generation"
+    embedding = "embedding"
+    load = "load"
+    """An empty prompt: the client only wants the model ready."""
+
+
+class RequestArrived(Event, frozen=True, tag=True):
+    """A parsed request asks to be run. ``deadline_us`` is the instant by which it must have been dispatched."""
+
+    request: RequestId
+    name: str
+    deadline_us: InstantUs
+    kind: RequestKind = RequestKind.generation
+    tenant: str = ""
+    prompt_tokens: int = 0
+    """Estimate from the body's size; only spans are computed from it."""
+
+
+class RequestCancelled(Event, frozen=True, tag=True):
+    """The client left, in whatever phase the request was."""
+
+    request: RequestId
+
+
+class FirstTokenReceived(Event, frozen=True, tag=True):
+    request: RequestId
+
+
+class Outcome(StrEnum):
+    completed = "completed"
+    failed = "failed"
+
+
+class RequestFinished(Event, frozen=True, tag=True):
+    """The answer ended. ``failed`` after bytes were sent, or with an error of the request's own: never retried."""
+
+    request: RequestId
+    outcome: Outcome
+    fault: FaultKind | None = None
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+
+
+class DispatchFailed(Event, frozen=True, tag=True):
+    """A worker did not serve a request of which nothing has been sent to the client yet: it may run elsewhere."""
+
+    request: RequestId
+    worker: WorkerId
+    fault: FaultKind
+    detail: str = ""
+
+
+class OperationOutcome(StrEnum):
+    done = "done"
+    failed = "failed"
+    timed_out = "timed_out"
+
+
+class OperationEnded(Event, frozen=True, tag=True):
+    """Exactly one for each Load and Unload. ``done`` means confirmed: ready to serve, or gone from /api/ps."""
+
+    operation: OperationId
+    outcome: OperationOutcome
+    fault: FaultKind | None = None
+    detail: str = ""
+    loaded: LoadedModel | None = None
+    """For a finished load: the runner as /api/ps shows it."""
+
+
+class LoadRequested(Event, frozen=True, tag=True):
+    """An operator asks for a model, on one worker or on the best. ``ticket`` comes back in the answer."""
+
+    ticket: str
+    name: str
+    worker: WorkerId | None = None
+
+
+class UnloadRequested(Event, frozen=True, tag=True):
+    """An operator asks a model to leave one worker or all. Requests under way finish first."""
+
+    ticket: str
+    name: str
+    worker: WorkerId | None = None
+
+
+class ModelReleased(Event, frozen=True, tag=True):
+    """A client said that it needs a model no more (keep_alive 0): the first victim, but not unloaded for it."""
+
+    name: str
+
+
+class TimePassed(Event, frozen=True, tag=True):
+    """Nothing happened but time: a deadline of ``next_deadline_us`` is due."""
+
+
+AnyEvent = (
+    WorkerAdded
+    | WorkerRemoved
+    | WorkerObserved
+    | WorkerUnreachable
+    | RequestArrived
+    | RequestCancelled
+    | FirstTokenReceived
+    | RequestFinished
+    | DispatchFailed
+    | OperationEnded
+    | LoadRequested
+    | UnloadRequested
+    | ModelReleased
+    | TimePassed
+)
+
+__all__ = [name for name in dir() if name[0].isupper() and name not in {"Bytes", "SpanUs"}]

@@ -1,0 +1,1 @@
+"""Metrics and logs, rendered from events and decisions."""

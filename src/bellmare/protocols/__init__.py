@@ -1,0 +1,1 @@
+"""Pure codecs, bytes in and values out: names, dialects, framing, errors."""

@@ -1,0 +1,1 @@
+"""The asyncio shell around the core: clock, tasks, driver (the single writer), effects, recorder, replay."""

@@ -1,0 +1,1 @@
+"""File, environment and flags to validated settings, with a published JSON schema."""

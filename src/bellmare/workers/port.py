@@ -1,0 +1,62 @@
+"""The port between the shell and anything that runs models. Adapters raise :class:`WorkerFault`, never library errors."""
+
+from typing import Protocol
+
+import msgspec
+
+from bellmare.core.events import FaultKind, LoadedModel, StoredModel, WorkerKind
+from bellmare.core.units import Bytes, InstantUs, WorkerId
+from bellmare.http.client import Upstream
+
+
+class WorkerFault(Exception):
+    """The outside world did not do as asked. ``detail`` is for operators, not for tenants."""
+
+    def __init__(self, fault: FaultKind, detail: str) -> None:
+        super().__init__(f"{fault}: {detail}")
+        self.fault = fault
+        self.detail = detail
+
+
+class Observation(msgspec.Struct, frozen=True):
+    """What a worker showed, in the core's words. ``stored`` is None if the list of names did not change."""
+
+    loaded: tuple[LoadedModel, ...]
+    stored: tuple[StoredModel, ...] | None
+    version: str
+
+
+class Profile(msgspec.Struct, frozen=True):
+    """What is known of a worker before it is observed; becomes ``WorkerAdded``."""
+
+    kind: WorkerKind
+    capacity_bytes: Bytes
+    capacity_known: bool
+    headroom_bytes: Bytes
+    overhead_bytes: Bytes
+    parallel: int
+    runners_max: int
+    fit_percent: int
+
+
+class WorkerPort(Protocol):
+    """One worker. Every method waits at most ``timeout_s`` and ends with a value or a :class:`WorkerFault`."""
+
+    worker: WorkerId
+    upstream: Upstream
+    """Where requests are relayed; the relay uses it directly, so that bytes pass through nothing else."""
+
+    async def profile(self, *, timeout_s: float) -> Profile:
+        """Capacity, slots and rules: from settings, else from the worker's own word, else the kind's defaults."""
+
+    async def observe(self, *, now_us: InstantUs, timeout_s: float) -> Observation:
+        """Read /api/ps, and /api/tags with /api/show for names not seen before."""
+
+    async def load(self, name: str, *, num_ctx: int, embedding: bool, timeout_s: float) -> LoadedModel:
+        """Make ``name`` resident and pinned with ``num_ctx`` per slot; returns it as /api/ps then shows it."""
+
+    async def unload(self, name: str, *, timeout_s: float) -> None:
+        """Ask it to leave and wait until it is gone from /api/ps."""
+
+    async def close(self) -> None:
+        """Close idle connections."""
