@@ -1,4 +1,4 @@
-"""The core's own settings: numbers and names only, recorded at the head of every event log so that it can be replayed."""
+"""The core's own settings: numbers and names only, recorded at the head of every event log for its replay."""
 
 import msgspec
 
@@ -43,6 +43,8 @@ class CoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """Failed loads in a row, over all workers, after which a model's waiting requests are refused."""
     unreachable_max: int = 2
     """Observations in a row without an answer before a worker leaves routing; a refused connection counts at once."""
+    adopt_every_us: SpanUs = SpanUs(30 * SECOND_US)
+    """A resident whose timer comes back is pinned again at most so often."""
     zombie_max_us: SpanUs = SpanUs(120 * SECOND_US)
     """A slot whose request was aborted during prefill stays taken at most so long."""
     eviction: str = "lru"

@@ -96,6 +96,8 @@ class UnloadCause(StrEnum):
     """Its context is smaller than the canonical one."""
     replaced = "replaced"
     """Its name now belongs to another blob."""
+    crashed = "crashed"
+    """Its runner died or hangs; Ollama may go on listing it (ollama.md 12)."""
 
 
 class Unload(Decision, frozen=True, tag=True):

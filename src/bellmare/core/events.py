@@ -1,10 +1,10 @@
-"""Everything the core can be told. Past tense; the union is closed and every kind has exactly one handler in the engine."""
+"""Everything the core can be told. Past tense; the union is closed and every kind has one handler in the engine."""
 
 from enum import StrEnum
 
 import msgspec
 
-from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
+from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, WorkerId
 
 
 class Event(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -223,5 +223,3 @@ AnyEvent = (
     | ModelReleased
     | TimePassed
 )
-
-__all__ = [name for name in dir() if name[0].isupper() and name not in {"Bytes", "SpanUs"}]

@@ -1,4 +1,4 @@
-"""Ids and units of the core. Time is integer microseconds, memory integer bytes, so that equal inputs give equal decisions."""
+"""Ids and units of the core. Time is integer microseconds, memory integer bytes: equal inputs, equal decisions."""
 
 from typing import NewType
 

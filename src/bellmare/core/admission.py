@@ -1,0 +1,88 @@
+"""Whether a request may come in: run at once, wait within bounds, or be refused at once with the reason."""
+
+from bellmare.core.costs import canonical_num_ctx, need_bytes, predicted_wait_us
+from bellmare.core.decisions import CacheState, Refusal, Reject
+from bellmare.core.events import RequestArrived
+from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.placement import could_ever_fit
+from bellmare.core.queueing import dispatch, enqueue, reject
+from bellmare.core.residency import Residency
+from bellmare.core.state import Model, Request
+from bellmare.core.units import SECOND_US
+
+NO_WORKER_RETRY_US = 5 * SECOND_US
+"""When a worker will be back is not known; this is about two observations."""
+
+
+def admit(fleet: Fleet, event: RequestArrived) -> None:
+    """Decide on one arrival; afterwards it runs, waits, or has been refused."""
+    state = fleet.state
+    assert event.request not in state.requests, "request ids are used once"
+    model = fleet.resolve(event.name)
+    if model is None:
+        fleet.count(f"refused_{Refusal.unknown_model}")
+        fleet.decide(Reject(request=event.request, refusal=Refusal.unknown_model))
+        return
+    request = Request(
+        request=event.request,
+        name=event.name,
+        model=model.model,
+        kind=event.kind,
+        tenant=event.tenant,
+        prompt_tokens=event.prompt_tokens,
+        deadline_us=event.deadline_us,
+        arrived_us=fleet.now_us,
+        seq=state.next_seq,
+        cache=CacheState.hit,
+    )
+    state.next_seq += 1
+    if model.waiting == 0 and _run_at_once(fleet, model, request):
+        return
+    request.cache = CacheState.queued if _ready_somewhere(fleet, model) else CacheState.cold
+    refusal = _refusal(fleet, model, request)
+    if refusal is not None:
+        request.phase = request.phase.running  # it never entered the queue
+        why, retry_us = refusal
+        reject(fleet, request, why, retry_us=retry_us)
+        return
+    state.requests[request.request] = request
+    fleet.set_timer(request.deadline_us, Timer.request, request.request)
+    enqueue(fleet, request)
+
+
+def _run_at_once(fleet: Fleet, model: Model, request: Request) -> bool:
+    for _, index in fleet.open[model.model]:
+        worker = fleet.at(index)
+        if fleet.holds(worker, request):
+            fleet.state.requests[request.request] = request
+            dispatch(fleet, request, worker, worker.runners[model.model])
+            return True
+    return False
+
+
+def _ready_somewhere(fleet: Fleet, model: Model) -> bool:
+    return any(r.residency is Residency.resident and w.healthy for w, r in fleet.copies(model))
+
+
+def _refusal(fleet: Fleet, model: Model, request: Request) -> tuple[Refusal, int] | None:
+    """The first bound that the request would pass, and how long to stay away; None if it may wait."""
+    if not model.healthy_holders:
+        return Refusal.no_healthy_worker, NO_WORKER_RETRY_US
+    if request.deadline_us <= fleet.now_us:
+        return Refusal.deadline_passed, 0
+    if request.cache is CacheState.cold and not model.copies and not _fits_somewhere(fleet, model):
+        return Refusal.model_does_not_fit, 0
+    predicted_us = predicted_wait_us(fleet, model)
+    if fleet.state.waiting >= fleet.config.queue_total_max or model.waiting >= fleet.config.queue_per_model_max:
+        return Refusal.queue_full, predicted_us
+    if model.waiting and predicted_us > fleet.config.queue_wait_max_us:
+        return Refusal.wait_too_long, predicted_us
+    if model.waiting and fleet.now_us + predicted_us > request.deadline_us:
+        return Refusal.wait_too_long, predicted_us
+    return None
+
+
+def _fits_somewhere(fleet: Fleet, model: Model) -> bool:
+    num_ctx = canonical_num_ctx(fleet, model)
+    workers = (fleet.state.workers[worker] for worker in model.holders)
+    return any(could_ever_fit(worker, model, need_bytes(worker, model, num_ctx)) for worker in workers)

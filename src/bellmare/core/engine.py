@@ -1,0 +1,260 @@
+"""The decision core: ``step(now_us, event)`` returns decisions, ``next_deadline_us()`` says when time itself is due.
+
+One writer calls it; the same calls in the same order give the same decisions, on any machine and under any hash seed.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from bellmare.core import admission, health, operations, operator, queueing, reconcile, scheduler
+from bellmare.core.check import check
+from bellmare.core.config import CoreConfig
+from bellmare.core.costs import average
+from bellmare.core.decisions import Decision, Refusal
+from bellmare.core.events import (
+    DispatchFailed,
+    Event,
+    FaultKind,
+    FirstTokenReceived,
+    LoadRequested,
+    ModelReleased,
+    OperationEnded,
+    Outcome,
+    RequestArrived,
+    RequestCancelled,
+    RequestFinished,
+    TimePassed,
+    UnloadRequested,
+    WorkerAdded,
+    WorkerObserved,
+    WorkerRemoved,
+    WorkerUnreachable,
+)
+from bellmare.core.eviction import policy
+from bellmare.core.explain import Story
+from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.residency import Cue, Residency
+from bellmare.core.state import Request, RequestPhase, State, Worker
+from bellmare.core.units import SECOND_US, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
+
+TIMERS_PER_STEP_MAX = 64
+"""Due timers that one step handles; the rest follows at once in further steps."""
+CRASHES_MAX = 2
+"""Runners that one request may take down before it is refused: it may be the request."""
+
+
+class Engine:
+    """The whole core behind two methods. Not thread-safe: it has one writer."""
+
+    def __init__(self, config: CoreConfig, state: State | None = None) -> None:
+        self.config = config
+        self.fleet = Fleet(config, state if state is not None else State())
+        self.policy = policy(config.eviction)
+        self.story = Story()
+        self._handlers: dict[type[Event], Callable[[Any], None]] = {
+            WorkerAdded: self._worker_added,
+            WorkerRemoved: self._worker_removed,
+            WorkerObserved: lambda event: reconcile.observed(self.fleet, event),
+            WorkerUnreachable: lambda event: health.unreachable(self.fleet, event),
+            RequestArrived: lambda event: admission.admit(self.fleet, event),
+            RequestCancelled: self._request_cancelled,
+            FirstTokenReceived: self._first_token_received,
+            RequestFinished: self._request_finished,
+            DispatchFailed: self._dispatch_failed,
+            OperationEnded: lambda event: operations.ended(self.fleet, event),
+            LoadRequested: lambda event: operator.load_requested(self.fleet, self.policy, event),
+            UnloadRequested: lambda event: operator.unload_requested(self.fleet, event),
+            ModelReleased: self._model_released,
+            TimePassed: lambda event: None,
+        }
+        self._timers: dict[int, Callable[[str, str], None]] = {
+            Timer.operation: lambda key, _: operations.given_up(self.fleet, OperationId(int(key))),
+            Timer.zombie: self._zombie_due,
+            Timer.request: self._request_due,
+            Timer.look_again: lambda key, _: self.fleet.touch_worker(WorkerId(key)),
+            Timer.may_drain: self._may_drain_due,
+            Timer.stranded: self._stranded_due,
+            Timer.continue_work: lambda key, key2: None,
+        }
+
+    # ------------------------------------------------------------------ the interface
+
+    def step(self, now_us: InstantUs, event: Event) -> list[Decision]:
+        """Take in one event at ``now_us`` (never earlier than the last) and return what follows, in order."""
+        fleet = self.fleet
+        assert now_us >= fleet.now_us, "time does not go back"
+        fleet.now_us = now_us
+        fleet.out = []
+        self._handlers[type(event)](event)
+        for _ in range(TIMERS_PER_STEP_MAX):
+            due = fleet.pop_due()
+            if due is None:
+                break
+            self._timers[due[1]](due[2], due[3])
+        scheduler.run(fleet, self.policy)
+        self.story.record(now_us, event, fleet.out)
+        return fleet.out
+
+    def next_deadline_us(self) -> InstantUs | None:
+        """The instant at which ``TimePassed`` is due if nothing else happens; None if never. May be in the past."""
+        timers = self.fleet.state.timers
+        return timers[0][0] if timers else None
+
+    def check(self) -> list[str]:
+        """Every invariant of the state that does not hold; empty if all is well. For tests and ``doctor``."""
+        return check(self.fleet)
+
+    def explain(self, subject: str) -> list[str]:
+        """What was decided about a request, a model (by name or blob) or a worker, oldest first, in plain words."""
+        model = self.fleet.resolve(subject)
+        return self.story.about(subject, model.model if model is not None else None)
+
+    def snapshot(self) -> bytes:
+        """The whole state, from which :meth:`restore` goes on with the same decisions."""
+        return msgspec.json.encode(self.fleet.state)
+
+    @classmethod
+    def restore(cls, config: CoreConfig, snapshot: bytes) -> "Engine":
+        """An engine that decides from here on as the one that wrote ``snapshot``."""
+        return cls(config, msgspec.json.decode(snapshot, type=State))
+
+    # ------------------------------------------------------------------ workers
+
+    def _worker_added(self, event: WorkerAdded) -> None:
+        state = self.fleet.state
+        assert event.worker not in state.workers, "worker ids are unique"
+        state.workers[event.worker] = Worker(
+            worker=event.worker,
+            index=len(state.roster),
+            kind=event.kind,
+            capacity_bytes=event.capacity_bytes,
+            capacity_known=event.capacity_known,
+            headroom_bytes=event.headroom_bytes,
+            overhead_bytes=event.overhead_bytes,
+            parallel=event.parallel,
+            runners_max=event.runners_max,
+            fit_percent=event.fit_percent,
+        )
+        state.roster.append(event.worker)
+
+    def _worker_removed(self, event: WorkerRemoved) -> None:
+        """It leaves the fleet: its requests are reported by the data plane, its operation is of no more interest."""
+        fleet = self.fleet
+        worker = fleet.state.workers.get(event.worker)
+        if worker is None:
+            return
+        health.take_out(fleet, worker, "removed")
+        reconcile.forget_stored(fleet, worker)
+        for runner in list(worker.runners.values()):
+            runner.residency = Residency.unloading
+            fleet.move(worker, runner, Cue.gone)
+        if worker.operation is not None:
+            del fleet.state.operations[worker.operation]
+        del fleet.state.workers[event.worker]
+        worker.operation = None
+        fleet.refresh_room(worker)
+        fleet.dirty_workers.pop(event.worker, None)
+
+    # ------------------------------------------------------------------ requests
+
+    def _request_cancelled(self, event: RequestCancelled) -> None:
+        request = self.fleet.state.requests.pop(event.request, None)
+        if request is None:
+            return
+        if request.phase is RequestPhase.waiting:
+            queueing.leave_queue(self.fleet, request)
+        else:
+            queueing.free_slot(self.fleet, request, aborted=True)
+        self.fleet.count("cancelled")
+
+    def _first_token_received(self, event: FirstTokenReceived) -> None:
+        request = self.fleet.state.requests.get(event.request)
+        if request is None or request.phase is not RequestPhase.running:
+            return
+        request.first_token_us = self.fleet.now_us
+        worker = self.fleet.state.workers.get(request.worker) if request.worker is not None else None
+        took_us = self.fleet.now_us - request.dispatched_us
+        if worker is not None and request.prompt_tokens and took_us > 0:
+            rate = request.prompt_tokens * SECOND_US // took_us
+            worker.prefill_tokens_per_s = max(1, average(worker.prefill_tokens_per_s, rate))
+
+    def _request_finished(self, event: RequestFinished) -> None:
+        fleet = self.fleet
+        request = fleet.state.requests.pop(event.request, None)
+        if request is None:
+            return
+        assert request.phase is RequestPhase.running, "only a dispatched request can finish"
+        fleet.count(str(event.outcome))
+        place = fleet.runner_of(request)
+        queueing.free_slot(fleet, request, aborted=False)
+        if event.outcome is Outcome.completed:
+            took_us = fleet.now_us - request.dispatched_us
+            model = fleet.state.models[request.model]
+            model.service_us = SpanUs(average(model.service_us, max(1, took_us)))
+            fleet.state.service_us = SpanUs(average(fleet.state.service_us, max(1, took_us)))
+        elif place is not None and event.fault is not None:
+            self._blame(place[0], request, event.fault)
+
+    def _dispatch_failed(self, event: DispatchFailed) -> None:
+        """Nothing was sent to the client yet: try elsewhere, within bounds."""
+        fleet = self.fleet
+        request = fleet.state.requests.get(event.request)
+        if request is None or request.phase is not RequestPhase.running or request.worker != event.worker:
+            return
+        place = fleet.runner_of(request)
+        queueing.free_slot(fleet, request, aborted=event.fault is FaultKind.timeout)
+        if place is not None:
+            self._blame(place[0], request, event.fault)
+        request.excluded.append(event.worker)
+        if event.fault is FaultKind.crashed:
+            request.crashes += 1
+        fleet.count("retry")
+        if request.attempts >= self.config.attempts_max or request.crashes >= CRASHES_MAX:
+            queueing.reject(fleet, request, Refusal.worker_failed, detail=event.detail)
+        else:
+            queueing.enqueue(fleet, request)
+
+    def _blame(self, worker: Worker, request: Request, fault: FaultKind) -> None:
+        """What a request's failure says about the worker or the runner."""
+        runner = worker.runners.get(request.model)
+        if fault in health.LOST_AT_ONCE or fault is FaultKind.not_found:
+            health.suspect(self.fleet, worker, fault)
+        elif fault in (FaultKind.crashed, FaultKind.timeout) and runner is not None:
+            operations.runner_broke(self.fleet, worker, runner)
+        elif fault is FaultKind.busy and runner is not None:
+            runner.zombies.append(InstantUs(self.fleet.now_us + SECOND_US))
+            runner.zombies.sort()
+            self.fleet.set_timer(runner.zombies[-1], Timer.zombie, worker.worker, runner.model)
+            self.fleet.refresh_open(worker, runner)
+
+    def _model_released(self, event: ModelReleased) -> None:
+        model = self.fleet.resolve(event.name)
+        if model is not None:
+            model.released_us = self.fleet.now_us
+
+    # ------------------------------------------------------------------ time
+
+    def _zombie_due(self, worker_id: str, model_id: str) -> None:
+        worker = self.fleet.state.workers.get(WorkerId(worker_id))
+        runner = worker.runners.get(ModelId(model_id)) if worker is not None else None
+        if worker is not None and runner is not None:
+            queueing.bury_zombies(self.fleet, worker, runner)
+
+    def _request_due(self, request_id: str, _: str) -> None:
+        request = self.fleet.state.requests.get(RequestId(request_id))
+        if request is not None and request.phase is RequestPhase.waiting and request.deadline_us <= self.fleet.now_us:
+            queueing.reject(self.fleet, request, Refusal.deadline_passed)
+
+    def _may_drain_due(self, model_id: str, _: str) -> None:
+        model = self.fleet.state.models.get(ModelId(model_id))
+        if model is not None:
+            scheduler.allow_drain(self.fleet, self.policy, model)
+
+    def _stranded_due(self, model_id: str, _: str) -> None:
+        model = self.fleet.state.models.get(ModelId(model_id))
+        grace_us = self.config.worker_lost_grace_us
+        if model is not None and 0 <= model.stranded_us <= self.fleet.now_us - grace_us:
+            retry_us = admission.NO_WORKER_RETRY_US
+            queueing.reject_waiting(self.fleet, model, Refusal.no_healthy_worker, retry_us=retry_us)

@@ -1,0 +1,187 @@
+"""Where a missing model should be loaded: filter, score, pick. Only plans; ``scheduler`` carries a plan out.
+
+The work is bounded, whatever the fleet's size: the tightest fits by free memory, and a walk along the model's own
+order of workers (rendezvous hashing), which only breaks ties and limits how many are weighed.
+"""
+
+from bisect import bisect_left
+from collections.abc import Iterator
+from typing import NamedTuple
+from zlib import crc32
+
+from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes
+from bellmare.core.eviction import EvictionPolicy
+from bellmare.core.fleet import Fleet
+from bellmare.core.residency import Residency
+from bellmare.core.state import Model, Runner, Worker
+from bellmare.core.units import Bytes, SpanUs
+
+FITS_WEIGHED_MAX = 8
+"""Workers with enough free memory that are weighed per placement."""
+WEIGHED_MAX = 16
+"""Workers weighed per placement in all; a fleet of up to so many is searched completely."""
+WALKED_MAX = 64
+"""Workers looked at along the model's order; the rest is found when one of them becomes free."""
+
+
+class Plan(NamedTuple):
+    """Load ``model`` on ``worker`` after ``victims`` have left. Sorts by what it costs: lower is better."""
+
+    busy: int
+    """Victims that still serve requests."""
+    loss: float
+    load_us: SpanUs
+    crowd: int
+    """Requests in flight on the worker."""
+    order: int
+    worker: Worker
+    victims: list[Runner]
+    need: Bytes
+    num_ctx: int
+
+
+def could_ever_fit(worker: Worker, model: Model, need: int) -> bool:
+    """Whether the worker, emptied, could hold it. A guessed capacity never says no: only a measurement may."""
+    room = worker.capacity_bytes - worker.headroom_bytes - worker.foreign_bytes
+    return need <= room or not worker.capacity_known
+
+
+def fits(worker: Worker, need: int, *, leaving_bytes: int = 0, leaving: int = 0) -> bool:
+    """Whether a load of ``need`` bytes may be sent once ``leaving`` runners with ``leaving_bytes`` are gone.
+
+    Both our ledger and Ollama's own test must agree (beside others it wants the load within 80 % of free memory, and
+    counts runners), else Ollama would evict by itself: ollama.md 3.3.
+    """
+    others = len(worker.runners) - leaving
+    if others == 0 and not worker.capacity_known:
+        return True
+    if worker.runners_max and others >= worker.runners_max:
+        return False
+    free = worker.free_bytes + leaving_bytes
+    if need > free:
+        return False
+    return others == 0 or need * 100 <= (free + worker.headroom_bytes) * worker.fit_percent
+
+
+def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, model: Model, *, drain: bool) -> Plan | None:
+    """The cheapest way to hold ``model`` on ``worker``, or None. ``drain`` allows victims that are busy."""
+    if model.model in worker.runners:
+        return None
+    retry = worker.backoff.get(model.model)
+    if retry is not None and retry[1] > fleet.now_us:
+        return None
+    num_ctx = canonical_num_ctx(fleet, model)
+    need = need_bytes(worker, model, num_ctx)
+    if not could_ever_fit(worker, model, need):
+        return None
+    victims: list[Runner] | None = []
+    if not fits(worker, need):
+        victims = _victims(fleet, policy, worker, need, drain=drain)
+        if victims is None:
+            return None
+    assert victims is not None
+    return Plan(
+        busy=sum(1 for runner in victims if runner.used),
+        loss=policy.loss(fleet, victims) if victims else 0.0,
+        load_us=load_estimate_us(worker, model),
+        crowd=sum(len(runner.in_flight) for runner in worker.runners.values()),
+        order=crc32(f"{model.model}|{worker.worker}".encode()),
+        worker=worker,
+        victims=victims,
+        need=need,
+        num_ctx=num_ctx,
+    )
+
+
+def _victims(fleet: Fleet, policy: EvictionPolicy, worker: Worker, need: int, *, drain: bool) -> list[Runner] | None:
+    """The smallest prefix of the policy's order that makes room, less what turns out not to be needed."""
+    idle: list[Runner] = []
+    busy: list[Runner] = []
+    for runner in worker.runners.values():
+        if runner.residency is not Residency.resident or not evictable(fleet, worker, runner):
+            continue
+        if not runner.used:
+            idle.append(runner)
+        elif drain and fleet.evictable_us(runner) <= fleet.now_us:
+            busy.append(runner)
+    order = policy.rank(fleet, idle) + (policy.rank(fleet, busy) if drain else [])
+    chosen: list[Runner] = []
+    freed = 0
+    for runner in order:
+        chosen.append(runner)
+        freed += runner.bytes
+        if fits(worker, need, leaving_bytes=freed, leaving=len(chosen)):
+            break
+    else:
+        return None
+    for runner in chosen[:-1]:  # the last one was needed, or the loop had ended before it
+        if fits(worker, need, leaving_bytes=freed - runner.bytes, leaving=len(chosen) - 1):
+            chosen.remove(runner)
+            freed -= runner.bytes
+    return chosen
+
+
+def evictable(fleet: Fleet, worker: Worker, runner: Runner) -> bool:
+    """Not pinned by the operator, nobody waits for it, and a name still reaches it."""
+    model = fleet.state.models[runner.model]
+    if fleet.model_config(model).pinned or (model.waiting and not runner.used):
+        return False
+    return fleet.name_on(worker, runner.model, prefer=runner.name) is not None
+
+
+def choose(fleet: Fleet, policy: EvictionPolicy, model: Model, *, drain: bool) -> Plan | None:
+    """The best plan over the workers that are weighed, or None if none of them can make room now."""
+    best: Plan | None = None
+    for worker in _candidates(fleet, model):
+        plan = plan_on(fleet, policy, worker, model, drain=drain)
+        if plan is not None and (best is None or plan[:5] < best[:5]):
+            best = plan
+    return best
+
+
+def choose_free(fleet: Fleet, policy: EvictionPolicy, model: Model) -> Plan | None:
+    """A plan for one more copy that costs nobody anything: only workers with room to spare."""
+    head = fleet.head(model)
+    for worker in _tightest(fleet, model):
+        if head is not None and not fleet.acceptable(worker, head):
+            continue
+        plan = plan_on(fleet, policy, worker, model, drain=False)
+        if plan is not None and not plan.victims:
+            return plan
+    return None
+
+
+def _candidates(fleet: Fleet, model: Model) -> Iterator[Worker]:
+    head = fleet.head(model)
+    seen: dict[int, None] = {}
+    weighed = 0
+    for worker in _in_order(fleet, model):
+        if weighed == WEIGHED_MAX:
+            return
+        if worker.index in seen or worker.worker not in model.holders or not fleet.available(worker):
+            continue
+        if head is not None and not fleet.acceptable(worker, head):
+            continue
+        seen[worker.index] = None
+        weighed += 1
+        yield worker
+
+
+def _in_order(fleet: Fleet, model: Model) -> Iterator[Worker]:
+    yield from _tightest(fleet, model)
+    if len(fleet.room) <= WEIGHED_MAX:
+        for _, index in list(fleet.room):
+            yield fleet.at(index)
+        return
+    for index in fleet.preference(model)[:WALKED_MAX]:
+        yield fleet.at(index)
+
+
+def _tightest(fleet: Fleet, model: Model) -> Iterator[Worker]:
+    """Workers that can hold it without a victim, the tightest fit first, so that large rooms stay for large models."""
+    need = model.stored.weights_bytes
+    start = bisect_left(fleet.room, (need, -1))
+    for _, index in fleet.room[start : start + FITS_WEIGHED_MAX]:
+        worker = fleet.at(index)
+        if worker.worker in model.holders:
+            yield worker

@@ -1,0 +1,156 @@
+"""The queue of each model: in, out, and back in at its old place. First come first served, by order of arrival."""
+
+from zlib import crc32
+
+from bellmare.core.costs import prefill_left_us
+from bellmare.core.decisions import Dispatch, Refusal, Reject
+from bellmare.core.events import RequestKind
+from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.state import Model, Request, RequestPhase, Runner, Worker
+from bellmare.core.units import SECOND_US, InstantUs, SpanUs
+
+PASSED_OVER_MAX = 16
+"""Waiting requests looked at for a free slot when the first ones may not run on that worker."""
+RETRY_AFTER_MIN_US = SECOND_US
+JITTER_PERCENT = 20
+
+
+def enqueue(fleet: Fleet, request: Request) -> None:
+    """Let a request wait at the place that its arrival gives it; a retried one does not go to the end."""
+    model = fleet.state.models[request.model]
+    queue = fleet.queues[request.model]
+    request.phase = RequestPhase.waiting
+    request.worker = None
+    if not queue or queue[-1].seq < request.seq:
+        queue.append(request)
+    else:
+        place = next(i for i, other in enumerate(queue) if other.seq > request.seq)
+        queue.insert(place, request)
+    model.waiting += 1
+    fleet.state.waiting += 1
+    fleet.touch(request.model)
+
+
+def leave_queue(fleet: Fleet, request: Request) -> None:
+    """It waits no longer; its entry in the queue is dropped when it comes to the front."""
+    model = fleet.state.models[request.model]
+    model.waiting -= 1
+    fleet.state.waiting -= 1
+    if model.waiting == 0:
+        fleet.queues[request.model].clear()
+        fleet.touch(request.model)
+
+
+def dispatch(fleet: Fleet, request: Request, worker: Worker, runner: Runner) -> None:
+    """Give ``request`` a slot of ``runner``."""
+    assert runner.used < runner.slots, "dispatch needs a free slot"
+    now_us = fleet.now_us
+    request.phase = RequestPhase.running
+    request.worker = worker.worker
+    request.dispatched_us = now_us
+    request.first_token_us = InstantUs(-1)
+    request.attempts += 1
+    runner.in_flight[request.request] = None
+    runner.used_us = now_us
+    fleet.refresh_open(worker, runner)
+    fleet.decide(
+        Dispatch(
+            request=request.request,
+            worker=worker.worker,
+            model=request.model,
+            num_ctx=runner.num_ctx,
+            cache=request.cache,
+            queued_us=SpanUs(now_us - request.arrived_us),
+            load_us=SpanUs(max(0, min(runner.ready_us, now_us) - request.arrived_us)),
+            attempt=request.attempts,
+        )
+    )
+
+
+def serve(fleet: Fleet, model: Model) -> None:
+    """Hand waiting requests to free slots, the longest waiting first, the least loaded runner first."""
+    while fleet.open[model.model]:
+        head = fleet.head(model)
+        if head is None:
+            return
+        if not (_serve_one(fleet, head) or _serve_other(fleet, model)):
+            return
+
+
+def _serve_one(fleet: Fleet, request: Request) -> bool:
+    for _, index in fleet.open[request.model]:
+        worker = fleet.at(index)
+        if fleet.acceptable(worker, request):
+            leave_queue(fleet, request)
+            dispatch(fleet, request, worker, worker.runners[request.model])
+            return True
+    return False
+
+
+def _serve_other(fleet: Fleet, model: Model) -> bool:
+    """The head may not run where slots are free (another name, or it failed there): the next ones may."""
+    requests = fleet.state.requests
+    for position, request in enumerate(fleet.queues[model.model]):
+        if position > PASSED_OVER_MAX:
+            return False
+        live = requests.get(request.request) is request and request.phase is RequestPhase.waiting
+        if position and live and _serve_one(fleet, request):
+            return True
+    return False
+
+
+def free_slot(fleet: Fleet, request: Request, *, aborted: bool) -> None:
+    """Take back the slot of a running request. Aborted before its first token, it leaves a zombie (ollama.md 2.4)."""
+    place = fleet.runner_of(request)
+    if place is None:
+        return
+    worker, runner = place
+    del runner.in_flight[request.request]
+    runner.used_us = fleet.now_us
+    if aborted and request.first_token_us < 0 and request.kind is not RequestKind.load:
+        spent_us = fleet.now_us - request.dispatched_us
+        left_us = prefill_left_us(worker, prompt_tokens=request.prompt_tokens, spent_us=spent_us)
+        left_us = min(left_us, fleet.config.zombie_max_us)
+        if left_us:
+            until_us = InstantUs(fleet.now_us + left_us)
+            runner.zombies.append(until_us)
+            runner.zombies.sort()
+            fleet.count("zombie")
+            fleet.set_timer(until_us, Timer.zombie, worker.worker, runner.model)
+    fleet.refresh_open(worker, runner)
+    fleet.touch(runner.model)
+    if not runner.used:
+        fleet.touch_worker(worker.worker)
+
+
+def bury_zombies(fleet: Fleet, worker: Worker, runner: Runner) -> None:
+    """Give back the slots whose aborted prefill must be over by now."""
+    while runner.zombies and runner.zombies[0] <= fleet.now_us:
+        del runner.zombies[0]
+    fleet.refresh_open(worker, runner)
+    fleet.touch(runner.model)
+    if not runner.used:
+        fleet.touch_worker(worker.worker)
+
+
+def reject(fleet: Fleet, request: Request, refusal: Refusal, *, detail: str = "", retry_us: int = 0) -> None:
+    """End a request without an answer. It must hold no slot."""
+    if fleet.state.requests.pop(request.request, None) is not None and request.phase is RequestPhase.waiting:
+        leave_queue(fleet, request)
+    retry_after = _honest(fleet, request.request, retry_us) if retry_us else SpanUs(0)
+    fleet.count(f"refused_{refusal}")
+    fleet.decide(Reject(request=request.request, refusal=refusal, retry_after_us=retry_after, detail=detail))
+
+
+def reject_waiting(fleet: Fleet, model: Model, refusal: Refusal, *, detail: str = "", retry_us: int = 0) -> None:
+    """End all that wait for ``model``; bounded by the queue's own bound."""
+    for request in list(fleet.queues[model.model]):
+        if fleet.state.requests.get(request.request) is request and request.phase is RequestPhase.waiting:
+            reject(fleet, request, refusal, detail=detail, retry_us=retry_us)
+
+
+def _honest(fleet: Fleet, request: str, wait_us: int) -> SpanUs:
+    """Retry-After: the predicted wait, spread by a fifth so that refused clients do not return together."""
+    spread = crc32(request.encode()) % (2 * JITTER_PERCENT + 1) - JITTER_PERCENT
+    span = max(RETRY_AFTER_MIN_US, wait_us) * (100 + spread) // 100
+    return SpanUs(min(span, fleet.config.retry_after_max_us))

@@ -1,0 +1,371 @@
+"""What happens next: waiting requests to free slots, missing models to workers, intents through drain, unload and load.
+
+A step's work is bounded; what is left over is done at the next instant. Misses never block hits: a placement holds
+its worker's loader, never the slots of runners that stay.
+"""
+
+from typing import Any
+
+from bellmare.core import queueing
+from bellmare.core.costs import load_estimate_us, predicted_wait_us, slots_of
+from bellmare.core.decisions import Drain, Load, LoadCause, Undrain, Unload, UnloadCause
+from bellmare.core.eviction import EvictionPolicy
+from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.placement import Plan, choose, choose_free, evictable, fits, plan_on
+from bellmare.core.residency import Cue, Residency
+from bellmare.core.state import Model, Operation, OperationKind, Placement, Runner, Want, Worker
+from bellmare.core.units import SECOND_US, Bytes, InstantUs, ModelId, OperationId, SpanUs
+
+PLACED_PER_STEP_MAX = 4
+"""Missing models that one step looks for a place for; the rest follow at once in further steps."""
+TRIED_PER_WORKER_MAX = 8
+"""Blocked models weighed when a worker becomes free."""
+UNLOAD_TRIES_MAX = 3
+"""Unloads of one victim before the placement that wants it is given up."""
+ADOPT_TIMEOUT_US = SpanUs(60 * SECOND_US)
+"""Pinning what is loaded already is answered at once; a busy worker may take its time."""
+
+
+def run(fleet: Fleet, policy: EvictionPolicy) -> None:
+    """Do all that follows from the marks that the event left, up to the step's bounds."""
+    _settle(fleet, policy)
+    for _ in range(PLACED_PER_STEP_MAX):
+        if not fleet.pending:
+            return
+        place(fleet, policy, fleet.state.models[fleet.pending[0][1]])
+        _settle(fleet, policy)
+    if fleet.pending:
+        fleet.set_timer(fleet.now_us, Timer.continue_work, "")
+
+
+def _settle(fleet: Fleet, policy: EvictionPolicy) -> None:
+    while fleet.dirty_models or fleet.dirty_workers:
+        while fleet.dirty_models:
+            model = fleet.state.models.get(_take(fleet.dirty_models))
+            if model is not None:
+                queueing.serve(fleet, model)
+                _reassess(fleet, policy, model)
+        if fleet.dirty_workers:
+            worker = fleet.state.workers.get(_take(fleet.dirty_workers))
+            if worker is not None:
+                advance(fleet, policy, worker)
+
+
+def _take(marks: dict[Any, None]) -> Any:
+    key = next(iter(marks))
+    del marks[key]
+    return key
+
+
+def _reassess(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
+    """Whether the model wants a copy, after anything about its queue or its copies has changed."""
+    wanted = model.waiting > 0 or fleet.model_config(model).pinned
+    if not wanted or not model.healthy_holders:
+        fleet.set_want(model, Want.nothing)
+    elif _has_supply(fleet, model):
+        fleet.set_want(model, Want.nothing)
+        if model.waiting:
+            _consider_replica(fleet, policy, model)
+    elif model.want is Want.nothing:
+        fleet.set_want(model, Want.pending)
+    else:
+        fleet.set_want(model, model.want)
+
+
+def _has_supply(fleet: Fleet, model: Model) -> bool:
+    """Whether some copy serves, or will without further decisions, those who wait."""
+    if model.placements:
+        return True
+    head = fleet.head(model)
+    for worker, runner in fleet.copies(model):
+        usable = runner.residency is Residency.loading or (runner.residency is Residency.resident and worker.healthy)
+        if usable and (head is None or fleet.acceptable(worker, head)):
+            return True
+    return False
+
+
+def _consider_replica(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
+    """One more copy where it costs nobody anything, when the queue will outlast a load."""
+    if not fleet.room or model.placements or model.waiting < 2:
+        return
+    if any(runner.residency is Residency.loading for _, runner in fleet.copies(model)):
+        return
+    plan = choose_free(fleet, policy, model)
+    if plan is not None and predicted_wait_us(fleet, model) > 2 * plan.load_us:
+        start(fleet, policy, model, plan=plan, cause=LoadCause.replica)
+
+
+def place(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
+    """Look for a place for a missing model; without one it is blocked until something changes."""
+    plan = choose(fleet, policy, model, drain=model.may_drain)
+    if plan is not None:
+        start(fleet, policy, model, plan=plan, cause=_cause(model))
+        return
+    if model.want is not Want.blocked:
+        model.blocked_us = fleet.now_us
+        fleet.set_timer(fleet.now_us + fleet.config.drain_after_us, Timer.may_drain, model.model)
+    fleet.set_want(model, Want.blocked)
+
+
+def _cause(model: Model) -> LoadCause:
+    return LoadCause.demand if model.waiting else LoadCause.pinned
+
+
+def allow_drain(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
+    """It has waited long enough for an idle victim: busy ones may be drained from now on."""
+    if model.want is not Want.blocked or fleet.now_us < model.blocked_us + fleet.config.drain_after_us:
+        return
+    model.may_drain = True
+    place(fleet, policy, model)
+
+
+def start(fleet: Fleet, policy: EvictionPolicy, model: Model, *, plan: Plan, cause: LoadCause) -> None:
+    """Commit to a plan: its victims take no more requests from this instant."""
+    worker = plan.worker
+    head = fleet.head(model)
+    prefer = head.name if head is not None else model.stored.name
+    name = fleet.name_on(worker, model.model, prefer=prefer)
+    assert name is not None, "a plan is made for holders only"
+    fleet.set_want(model, Want.nothing)
+    placement = Placement(
+        model=model.model,
+        name=name,
+        cause=cause,
+        num_ctx=plan.num_ctx,
+        need_bytes=plan.need,
+        victims=[victim.model for victim in plan.victims],
+        started_us=fleet.now_us,
+    )
+    fleet.set_placement(worker, placement)
+    for victim in plan.victims:
+        _drain(fleet, worker, victim, cause=UnloadCause.room, wanted_by=model.model)
+    advance(fleet, policy, worker)
+
+
+def _drain(fleet: Fleet, worker: Worker, runner: Runner, *, cause: UnloadCause, wanted_by: ModelId | None) -> None:
+    fleet.move(worker, runner, Cue.drain)
+    fleet.decide(Drain(worker=worker.worker, model=runner.model, cause=cause, wanted_by=wanted_by))
+
+
+def ask_to_leave(fleet: Fleet, worker: Worker, runner: Runner, cause: UnloadCause) -> None:
+    """Let a runner go for its own sake: no more requests, unloaded once idle."""
+    worker.leaving[runner.model] = cause
+    if runner.residency is Residency.resident:
+        _drain(fleet, worker, runner, cause=cause, wanted_by=None)
+    fleet.touch_worker(worker.worker)
+
+
+def advance(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
+    """Do the next thing that this worker's loader should do, if it is free. One operation at a time."""
+    if not worker.healthy or worker.operation is not None or worker.distrust_us > worker.observed_us:
+        return
+    if worker.placement is not None and _carry_on(fleet, worker, worker.placement):
+        return
+    if _let_leave(fleet, worker) or _adopt(fleet, worker) or _shrink(fleet, policy, worker):
+        return
+    if worker.placement is None and fleet.blocked and fleet.available(worker):
+        _try_blocked(fleet, policy, worker)
+
+
+def _carry_on(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
+    """Take the next step of a placement; False once it has been given up."""
+    model = fleet.state.models[placement.model]
+    if not _still_wanted(fleet, model, placement):
+        cancel_placement(fleet, worker)
+        return False
+    placement.victims = [victim for victim in placement.victims if victim in worker.runners]
+    if placement.victims:
+        return _unload_victim(fleet, worker, placement)
+    if not fits(worker, placement.need_bytes):
+        cancel_placement(fleet, worker)
+        return False
+    _load(fleet, worker, placement, model)
+    return True
+
+
+def _still_wanted(fleet: Fleet, model: Model, placement: Placement) -> bool:
+    if placement.cause is LoadCause.demand:
+        return model.waiting > 0 or fleet.model_config(model).pinned
+    return placement.cause is not LoadCause.replica or model.waiting > 0
+
+
+def _unload_victim(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
+    """Unload the first victim that is idle; True while it is worth waiting for the others."""
+    for victim in placement.victims:
+        runner = worker.runners[victim]
+        if runner.unload_tries >= UNLOAD_TRIES_MAX:
+            worker.backoff[placement.model] = (1, InstantUs(fleet.now_us + fleet.config.load_backoff_us))
+            fleet.set_timer(fleet.now_us + fleet.config.load_backoff_us, Timer.look_again, worker.worker)
+            cancel_placement(fleet, worker)
+            return False
+        if runner.residency is Residency.resident:  # an unload that broke, or a runner seen again
+            _drain(fleet, worker, runner, cause=UnloadCause.room, wanted_by=placement.model)
+        if runner.residency is Residency.draining and not runner.used:
+            unload(fleet, worker, runner, cause=UnloadCause.room, wanted_by=placement.model)
+            return True
+    return True
+
+
+def cancel_placement(fleet: Fleet, worker: Worker) -> None:
+    """Give up the intent; victims that were not unloaded yet serve again."""
+    placement = worker.placement
+    if placement is None:
+        return
+    fleet.set_placement(worker, None)
+    for victim in placement.victims:
+        runner = worker.runners.get(victim)
+        if runner is not None and runner.residency is Residency.draining and victim not in worker.leaving:
+            fleet.move(worker, runner, Cue.undrain)
+            fleet.decide(Undrain(worker=worker.worker, model=victim))
+    fleet.touch(placement.model)
+    fleet.touch_worker(worker.worker)
+
+
+def _load(fleet: Fleet, worker: Worker, placement: Placement, model: Model) -> None:
+    expected_us = load_estimate_us(worker, model)
+    runner = Runner(
+        worker=worker.worker,
+        model=model.model,
+        name=placement.name,
+        residency=Residency.absent,
+        num_ctx=placement.num_ctx,
+        slots=slots_of(worker, model),
+        bytes=placement.need_bytes,
+        since_us=fleet.now_us,
+        load_us=expected_us,
+    )
+    runner.residency = Residency.loading
+    operation = _begin(fleet, worker, runner, expected_us=expected_us, timeout_us=fleet.config.load_timeout_us)
+    operation.load_cause = placement.cause
+    fleet.add_runner(worker, runner)
+    fleet.set_placement(worker, None)
+    fleet.decide(_load_decision(fleet, operation, runner, bytes_reserved=placement.need_bytes))
+
+
+def _load_decision(fleet: Fleet, operation: Operation, runner: Runner, *, bytes_reserved: Bytes) -> Load:
+    assert operation.load_cause is not None
+    return Load(
+        operation=operation.operation,
+        worker=runner.worker,
+        model=runner.model,
+        name=runner.name,
+        num_ctx=runner.num_ctx,
+        cause=operation.load_cause,
+        reserved_bytes=bytes_reserved,
+        expected_us=operation.expected_us,
+        timeout_us=SpanUs(operation.deadline_us - operation.started_us - fleet.config.operation_grace_us),
+        embedding=fleet.state.models[runner.model].stored.embedding,
+    )
+
+
+def unload(
+    fleet: Fleet, worker: Worker, runner: Runner, *, cause: UnloadCause, wanted_by: ModelId | None = None
+) -> None:
+    """Send one runner away. It must be idle: a busy runner is never unloaded."""
+    assert not runner.used, "a busy runner is never unloaded"
+    name = fleet.name_on(worker, runner.model, prefer=runner.name)
+    assert name is not None, "victims are chosen among runners that a name reaches"
+    timeout_us = fleet.config.unload_timeout_us
+    operation = _begin(fleet, worker, runner, expected_us=SpanUs(SECOND_US), timeout_us=timeout_us)
+    operation.kind = OperationKind.unload
+    operation.unload_cause = cause
+    runner.unload_tries += 1
+    fleet.move(worker, runner, Cue.unload)
+    fleet.count(f"unload_{cause}")
+    fleet.decide(
+        Unload(
+            operation=operation.operation,
+            worker=worker.worker,
+            model=runner.model,
+            name=name,
+            cause=cause,
+            timeout_us=timeout_us,
+            wanted_by=wanted_by,
+        )
+    )
+
+
+def _begin(fleet: Fleet, worker: Worker, runner: Runner, *, expected_us: SpanUs, timeout_us: SpanUs) -> Operation:
+    assert worker.operation is None, "one operation at a time on a worker"
+    state = fleet.state
+    operation = Operation(
+        operation=OperationId(state.next_operation),
+        kind=OperationKind.load,
+        worker=worker.worker,
+        model=runner.model,
+        started_us=fleet.now_us,
+        expected_us=expected_us,
+        deadline_us=InstantUs(fleet.now_us + timeout_us + fleet.config.operation_grace_us),
+    )
+    state.next_operation += 1
+    state.operations[operation.operation] = operation
+    worker.operation = operation.operation
+    fleet.set_timer(operation.deadline_us, Timer.operation, str(operation.operation))
+    fleet.refresh_room(worker)
+    return operation
+
+
+def _let_leave(fleet: Fleet, worker: Worker) -> bool:
+    """Unload a runner that was asked to leave and is idle."""
+    for model, cause in list(worker.leaving.items()):
+        runner = worker.runners.get(model)
+        if runner is None or fleet.name_on(worker, model, prefer=runner.name) is None:
+            del worker.leaving[model]
+            continue
+        if runner.residency is Residency.resident:
+            _drain(fleet, worker, runner, cause=cause, wanted_by=None)
+        if runner.residency is Residency.draining and not runner.used:
+            unload(fleet, worker, runner, cause=cause)
+            return True
+    return False
+
+
+def _adopt(fleet: Fleet, worker: Worker) -> bool:
+    """Take Ollama's own timer away from a resident that still has one."""
+    for runner in worker.runners.values():
+        due = not runner.pinned and runner.residency is Residency.resident and runner.adopt_after_us <= fleet.now_us
+        name = fleet.name_on(worker, runner.model, prefer=runner.name) if due else None
+        if name is None:
+            continue
+        runner.name = name
+        runner.adopt_after_us = InstantUs(fleet.now_us + fleet.config.adopt_every_us)
+        fleet.set_timer(runner.adopt_after_us, Timer.look_again, worker.worker)
+        operation = _begin(fleet, worker, runner, expected_us=SpanUs(SECOND_US // 10), timeout_us=ADOPT_TIMEOUT_US)
+        operation.load_cause = LoadCause.adopt
+        fleet.decide(_load_decision(fleet, operation, runner, bytes_reserved=runner.bytes))
+        return True
+    return False
+
+
+def _shrink(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> bool:
+    """Measured memory passed the real capacity: the least valuable idle runner goes."""
+    if not worker.capacity_known or worker.free_bytes + worker.headroom_bytes >= 0:
+        return False
+    idle = [
+        runner
+        for runner in worker.runners.values()
+        if runner.residency is Residency.resident and not runner.used and evictable(fleet, worker, runner)
+    ]
+    if not idle or len(worker.runners) < 2:
+        return False
+    ask_to_leave(fleet, worker, policy.rank(fleet, idle)[0], UnloadCause.over_budget)
+    return _let_leave(fleet, worker)
+
+
+def _try_blocked(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
+    """The worker's loader is free: start what waits longest among that which it can make room for."""
+    tried = 0
+    for _, model_id in list(fleet.blocked):
+        model = fleet.state.models[model_id]
+        if worker.worker not in model.holders:
+            continue
+        head = fleet.head(model)
+        if head is not None and not fleet.acceptable(worker, head):
+            continue
+        plan = plan_on(fleet, policy, worker, model, drain=model.may_drain)
+        if plan is not None:
+            start(fleet, policy, model, plan=plan, cause=_cause(model))
+            return
+        tried += 1
+        if tried == TRIED_PER_WORKER_MAX:
+            return

@@ -1,0 +1,210 @@
+"""The core's whole state as plain data: what a snapshot holds and a replay starts from.
+
+Nothing here decides anything. Objects name each other by id, so that the tree can be written and read back; the
+indexes that make a step cheap are derived from it in ``fleet``.
+"""
+
+from enum import StrEnum
+
+import msgspec
+
+from bellmare.core.decisions import CacheState, LoadCause, UnloadCause
+from bellmare.core.events import RequestKind, StoredModel, WorkerKind
+from bellmare.core.residency import Residency
+from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
+
+
+class Runner(msgspec.Struct):
+    """One loaded model on one worker. Exists in every residency but ``absent``."""
+
+    worker: WorkerId
+    model: ModelId
+    name: str
+    """The name that loaded it; unloading goes by name (ollama.md 2.3)."""
+    residency: Residency
+    num_ctx: int
+    slots: int
+    bytes: Bytes
+    """What the ledger books: the estimate while loading, the measurement afterwards."""
+    since_us: InstantUs
+    """When it took its present residency; an observation begun earlier cannot contradict it."""
+    ready_us: InstantUs = InstantUs(0)
+    used_us: InstantUs = InstantUs(0)
+    """Last dispatch or finish."""
+    load_us: SpanUs = SpanUs(0)
+    """What loading it again would cost."""
+    in_flight: dict[RequestId, None] = {}
+    zombies: list[InstantUs] = []
+    """Ends of slots whose request was aborted in prefill, ascending: the engine still works on them (ollama.md 2.4)."""
+    pinned: bool = True
+    """Ollama's own timer is off, as far as the last observation knew."""
+    adopt_after_us: InstantUs = InstantUs(0)
+    """Not pinned again before this instant."""
+    unload_tries: int = 0
+
+    @property
+    def used(self) -> int:
+        """Slots taken, zombies included."""
+        return len(self.in_flight) + len(self.zombies)
+
+
+class OperationKind(StrEnum):
+    load = "load"
+    unload = "unload"
+
+
+class Operation(msgspec.Struct):
+    """A load or unload under way. At most one per worker."""
+
+    operation: OperationId
+    kind: OperationKind
+    worker: WorkerId
+    model: ModelId
+    started_us: InstantUs
+    expected_us: SpanUs
+    deadline_us: InstantUs
+    """When its end is given up as lost: timeout plus grace."""
+    load_cause: LoadCause | None = None
+    unload_cause: UnloadCause | None = None
+
+
+class Placement(msgspec.Struct):
+    """An intent on one worker: let ``victims`` leave, one after another, then load ``model``."""
+
+    model: ModelId
+    name: str
+    cause: LoadCause
+    num_ctx: int
+    need_bytes: Bytes
+    victims: list[ModelId]
+    started_us: InstantUs
+
+
+class Worker(msgspec.Struct):
+    worker: WorkerId
+    index: int
+    """Position in ``State.roster``; the tie-break that no hash seed can change."""
+    kind: WorkerKind
+    capacity_bytes: Bytes
+    capacity_known: bool
+    headroom_bytes: Bytes
+    overhead_bytes: Bytes
+    parallel: int
+    runners_max: int
+    fit_percent: int
+    healthy: bool = False
+    reason: str = "not observed yet"
+    unreachable: int = 0
+    """Observations in a row without an answer."""
+    observed_us: InstantUs = InstantUs(-1)
+    """Start of the newest observation that was taken in; -1: none yet."""
+    distrust_us: InstantUs = InstantUs(-1)
+    """Nothing is placed here until an observation begun at or after this instant."""
+    version: str = ""
+    stored: dict[str, StoredModel] = {}
+    runners: dict[ModelId, Runner] = {}
+    foreign_bytes: Bytes = Bytes(0)
+    used_bytes: Bytes = Bytes(0)
+    """Sum over ``runners`` of ``bytes``; kept, and checked by ``check``."""
+    operation: OperationId | None = None
+    placement: Placement | None = None
+    leaving: dict[ModelId, UnloadCause] = {}
+    """Runners to be unloaded for their own sake, as soon as they are idle and no operation runs."""
+    left: dict[ModelId, InstantUs] = {}
+    """When a runner was last gone: an observation begun before that may still show it."""
+    backoff: dict[ModelId, tuple[int, InstantUs]] = {}
+    """Failed loads in a row and when the next may be tried."""
+    load_bytes_per_s: int = 0
+    """Learned; zero before the first load."""
+    prefill_tokens_per_s: int = 0
+
+    @property
+    def free_bytes(self) -> int:
+        """What a load may still take by our own ledger; negative when measurement passed the limit."""
+        return self.capacity_bytes - self.headroom_bytes - self.foreign_bytes - self.used_bytes
+
+
+class Want(StrEnum):
+    nothing = "nothing"
+    pending = "pending"
+    """Wants a copy; the scheduler has not looked for room yet."""
+    blocked = "blocked"
+    """Wants a copy; there was no room when last looked."""
+
+
+class Model(msgspec.Struct):
+    """One blob, whatever its names."""
+
+    model: ModelId
+    stored: StoredModel
+    """The description seen last; equal blobs have equal descriptions but for names and digests."""
+    holders: dict[WorkerId, int] = {}
+    """Workers that store it, and under how many names."""
+    healthy_holders: int = 0
+    copies: dict[WorkerId, None] = {}
+    """Workers with a runner of it, in any residency."""
+    placements: dict[WorkerId, None] = {}
+    """Workers that make room for it."""
+    waiting: int = 0
+    want: Want = Want.nothing
+    want_seq: int = 0
+    """Its place among the models that want a copy: the arrival of who waited longest when it was filed."""
+    blocked_us: InstantUs = InstantUs(0)
+    may_drain: bool = False
+    service_us: SpanUs = SpanUs(0)
+    """Moving average from dispatch to end; zero before the first."""
+    load_us: SpanUs = SpanUs(0)
+    measured_bytes: dict[str, Bytes] = {}
+    """Runner bytes as measured, by ``costs.shape_key``."""
+    failures: int = 0
+    """Failed loads in a row over all workers."""
+    released_us: InstantUs = InstantUs(-1)
+    """When a client last said that it needs it no more."""
+    stranded_us: InstantUs = InstantUs(-1)
+    """Since when no healthy worker stores it while requests wait; -1: not so."""
+
+
+class RequestPhase(StrEnum):
+    waiting = "waiting"
+    running = "running"
+
+
+class Request(msgspec.Struct):
+    request: RequestId
+    name: str
+    model: ModelId
+    kind: RequestKind
+    tenant: str
+    prompt_tokens: int
+    deadline_us: InstantUs
+    arrived_us: InstantUs
+    seq: int
+    cache: CacheState
+    phase: RequestPhase = RequestPhase.waiting
+    worker: WorkerId | None = None
+    dispatched_us: InstantUs = InstantUs(0)
+    first_token_us: InstantUs = InstantUs(-1)
+    attempts: int = 0
+    crashes: int = 0
+    excluded: list[WorkerId] = []
+    """Workers that failed it; used again only if nobody else stores the model."""
+
+
+class State(msgspec.Struct):
+    """Everything. Dictionaries keep insertion order; no set of strings is ever iterated."""
+
+    roster: list[WorkerId] = []
+    workers: dict[WorkerId, Worker] = {}
+    models: dict[ModelId, Model] = {}
+    votes: dict[str, dict[ModelId, int]] = {}
+    """For each name, how many workers bind it to which blob: the majority serves it."""
+    requests: dict[RequestId, Request] = {}
+    operations: dict[OperationId, Operation] = {}
+    waiting: int = 0
+    next_seq: int = 0
+    next_operation: int = 1
+    service_us: SpanUs = SpanUs(0)
+    """Moving average over all models: the guess for one never seen."""
+    timers: list[tuple[InstantUs, int, str, str]] = []
+    """A heap of (instant, kind, key, key); outlived ones are skipped when due."""
+    counters: dict[str, int] = {}

@@ -1,0 +1,134 @@
+"""One request to an upstream server: what its user gives, holds and hears."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from math import inf
+from typing import TYPE_CHECKING, Protocol
+
+import msgspec
+
+if TYPE_CHECKING:
+    from bellmare.http.client import Upstream
+    from bellmare.http.upstream_connection import UpstreamConnection
+
+
+class UpstreamFailureKind(StrEnum):
+    """How a call went wrong; a closed set, fit for metric labels."""
+
+    refused = "refused"
+    """No connection: refused, unreachable, or the name does not resolve."""
+    connect_timeout = "connect_timeout"
+    reset = "reset"
+    """The connection broke, or we closed the client under the call."""
+    closed_early = "closed_early"
+    """The server closed in order, but before the end of its answer."""
+    bad_response = "bad_response"
+    """Not an HTTP answer that we accept."""
+    too_large = "too_large"
+    timeout = "timeout"
+    """No complete response head in time."""
+    stalled = "stalled"
+    """Head received, then nothing for the idle timeout."""
+
+
+class UpstreamFailure(msgspec.Struct, frozen=True):
+    """Why a call failed. ``detail`` is for logs, never for a client."""
+
+    kind: UpstreamFailureKind
+    detail: str
+    received: bool
+    """Any byte of a response came: the server certainly saw the request."""
+
+
+class UpstreamError(Exception):
+    """``Upstream.fetch`` failed."""
+
+    def __init__(self, failure: UpstreamFailure) -> None:
+        super().__init__(f"{failure.kind}: {failure.detail}")
+        self.failure = failure
+
+
+class Receiver(Protocol):
+    """Hears a call's answer. Never called from within ``send``; on_end or on_failure comes exactly once and last."""
+
+    def on_response(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        """The final response's head; interim ones are swallowed. Header names are lower-case."""
+
+    def on_data(self, data: bytes) -> None:
+        """Body bytes without chunk framing; what one read brought is joined. May still come once after ``pause``."""
+
+    def on_end(self) -> None:
+        """The answer is complete."""
+
+    def on_failure(self, failure: UpstreamFailure) -> None:
+        """The answer will not be completed."""
+
+
+class Call:
+    """A request under way. Made by ``Upstream.send``."""
+
+    __slots__ = (
+        "_first_byte_deadline",
+        "_idle_timeout_s",
+        "_upstream",
+        "active",
+        "connection",
+        "deadline",
+        "ended",
+        "head_only",
+        "message",
+        "paused",
+        "receiver",
+        "retried",
+    )
+
+    def __init__(
+        self, upstream: Upstream, message: bytes, *, receiver: Receiver, head_only: bool, idle_timeout_s: float | None
+    ) -> None:
+        self._upstream = upstream
+        self.message = message
+        """The whole request, kept for the one retry until the first response byte."""
+        self.receiver = receiver
+        self.head_only = head_only
+        """The method was HEAD: whatever the head says, no body comes."""
+        self._idle_timeout_s = inf if idle_timeout_s is None else idle_timeout_s
+        self.connection: UpstreamConnection | None = None
+        self.deadline = inf
+        """Loop time at which the sweep gives the call up."""
+        self.active = False
+        """Something came since the sweep last looked; so no clock is read per chunk."""
+        self.paused = False
+        self.retried = False
+        self.ended = False
+
+    @property
+    def connected(self) -> bool:
+        """Whether it has a connection now."""
+        return self.connection is not None
+
+    def abort(self) -> None:
+        """Give up: the connection is closed at once and no callback follows. Does nothing after the end."""
+        if not self.ended:
+            self._upstream.abandon(self)
+
+    def pause(self) -> None:
+        """Stop reading the answer; the server will feel it. What was read already may still be delivered once."""
+        self.paused = True
+        if self.connection is not None:
+            self.connection.pause()
+
+    def resume(self) -> None:
+        """Read again."""
+        self.paused = False
+        self.active = True
+        if self.connection is not None:
+            self.connection.resume()
+
+    def check(self, now: float) -> bool:
+        """For the sweep: whether the call is overdue. Its idle clock stands still while the user has paused it."""
+        connection = self.connection
+        if connection is not None and connection.head_received and (self.active or self.paused):
+            self.active = False
+            self.deadline = now + self._idle_timeout_s
+        return now >= self.deadline

@@ -1,0 +1,403 @@
+"""One client's connection: reads heads and bodies, one request at a time, and cuts clients that are slow or wrong.
+
+Phases: ``idle`` -> ``head`` -> ``body`` -> ``answering`` -> ``idle`` ...; every phase may go to ``lingering`` (answered early,
+the client may still send) or ``closing`` (nothing more is read). Each phase has at most one deadline, looked at by the
+server's sweep; nothing here starts a timer or a task.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from enum import Enum
+from math import inf
+from typing import TYPE_CHECKING, cast
+
+from bellmare.http.exchange import Exchange, render_head
+from bellmare.http.framing import CHUNKED, ChunkedBody, Head, Malformed, check_partial, parse_head
+from bellmare.http.messages import Refusal, Request
+
+if TYPE_CHECKING:
+    from bellmare.http.server import Server
+
+
+class Phase(Enum):
+    """Where a connection is; see the module's text."""
+
+    idle = "idle"
+    head = "head"
+    body = "body"
+    answering = "answering"
+    lingering = "lingering"
+    closing = "closing"
+
+
+class Connection(asyncio.Protocol):
+    """The protocol object of one accepted socket."""
+
+    __slots__ = (
+        "_body",
+        "_body_bytes",
+        "_body_checked_bytes",
+        "_body_deadline",
+        "_buffer",
+        "_bytes_out",
+        "_consuming",
+        "_exchange",
+        "_head",
+        "_reading_paused",
+        "_request",
+        "_server",
+        "_stall_mark",
+        "_transport",
+        "deadline",
+        "keep_alive",
+        "peer",
+        "phase",
+        "write_paused",
+    )
+
+    _transport: asyncio.Transport
+    _head: Head
+    _request: Request
+
+    def __init__(self, server: Server) -> None:
+        self._server = server
+        self.phase = Phase.idle
+        self.deadline = inf
+        """Loop time at which the sweep calls ``on_deadline``."""
+        self.peer = ""
+        self.keep_alive = True
+        self.write_paused = False
+        self._reading_paused = False
+        self._buffer = b""
+        """A begun head, or bytes of later requests while one is answered."""
+        self._consuming = False
+        self._exchange: Exchange | None = None
+        self._body: ChunkedBody | list[bytes] = []
+        self._body_bytes = 0
+        self._body_checked_bytes = 0
+        self._body_deadline = inf
+        self._bytes_out = 0
+        self._stall_mark = 0
+        """Bytes that had left the buffer when write progress was last looked at."""
+
+    # What the loop calls
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)
+        limits = self._server.limits
+        self._transport.set_write_buffer_limits(high=limits.write_buffer_high_bytes)
+        peer = transport.get_extra_info("peername")
+        self.peer = peer[0] if isinstance(peer, tuple) else ""
+        self.deadline = self._server.now() + limits.head_timeout_s
+        if not self._server.admit(self):
+            self._refuse_malformed(Malformed(503, "too many connections"))
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self.phase = Phase.closing
+        self._server.forget(self)
+        self._lose_exchange()
+
+    def eof_received(self) -> None:
+        """A half-close is a cancel, as in Go: nobody is left to read the answer."""
+        if self._exchange is not None:
+            self.cut()
+        else:
+            self._close()
+
+    def data_received(self, data: bytes) -> None:
+        if self.phase is Phase.lingering or self.phase is Phase.closing:
+            return
+        if self._buffer:
+            data = self._buffer + data
+            self._buffer = b""
+        if self.phase is Phase.answering or self.write_paused:
+            self._hold(data)
+        else:
+            self._consume(data)
+
+    def pause_writing(self) -> None:
+        self.write_paused = True
+        self._watch_writes()
+        if self._exchange is not None and self._exchange.listener is not None:
+            self._exchange.listener.on_pause()
+
+    def resume_writing(self) -> None:
+        self.write_paused = False
+        if self.phase is Phase.answering:
+            self.deadline = inf
+            if self._exchange is not None and self._exchange.listener is not None:
+                self._exchange.listener.on_resume()
+        elif self.phase is Phase.idle:
+            self._rest()
+
+    # What an exchange calls
+
+    def write(self, data: bytes) -> None:
+        """Send bytes; may call ``on_pause`` before it returns."""
+        self._bytes_out += len(data)
+        self._transport.write(data)
+
+    def stays_open(self) -> bool:
+        """Whether another request may follow this one."""
+        if self._server.closing:
+            self.keep_alive = False
+        return self.keep_alive
+
+    def exchange_ended(self) -> None:
+        """The answer is written: wait for the next request, or close."""
+        self._exchange = None
+        if not self.stays_open():
+            self._close()
+            return
+        self.phase = Phase.idle
+        if not self.write_paused:
+            self._rest()
+
+    def cut(self) -> None:
+        """Close at once, dropping unsent bytes."""
+        self.phase = Phase.closing
+        self._lose_exchange()
+        self._transport.abort()
+
+    # What the server calls
+
+    def close_if_idle(self) -> bool:
+        """Close if no request has begun; returns whether it did."""
+        if self.phase is not Phase.idle:
+            return False
+        self._close()
+        return True
+
+    def on_deadline(self, now: float) -> None:
+        """The sweep found ``deadline`` passed."""
+        if self.phase is Phase.head:
+            self._refuse_malformed(Malformed(408, "request head took too long"))
+        elif self.phase is Phase.body:
+            self._check_body_rate(now)
+        elif self.phase is Phase.lingering:
+            self.cut()
+        elif self._transport.get_write_buffer_size():
+            if self._bytes_out - self._transport.get_write_buffer_size() == self._stall_mark:
+                self.cut()
+            else:
+                self._watch_writes()
+        elif self.phase is Phase.idle:
+            self._close()
+        elif self.phase is Phase.closing:
+            self._transport.abort()
+        else:
+            self.deadline = inf
+
+    # Reading
+
+    def _consume(self, data: bytes) -> None:
+        """Work through ``data`` until it is used up or a request is being answered; hold what is left."""
+        self._consuming = True
+        try:
+            while data and self.phase in _READING and not self.write_paused:
+                data = self._read_body(data) if self.phase is Phase.body else self._read_head(data)
+        except Malformed as verdict:
+            self._refuse_malformed(verdict)
+        finally:
+            self._consuming = False
+        if self.phase is Phase.lingering or self.phase is Phase.closing:
+            self._buffer = b""
+        elif data:
+            self._hold(data)
+        elif self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        if self.phase is Phase.idle and not self.write_paused:
+            self._server.note_idle(self)
+
+    def _hold(self, data: bytes) -> None:
+        self._buffer = data
+        too_much = len(data) > self._server.limits.pipelined_bytes_max
+        if too_much != self._reading_paused and not self._transport.is_closing():
+            self._reading_paused = too_much
+            if too_much:
+                self._transport.pause_reading()
+            else:
+                self._transport.resume_reading()
+
+    def _rest(self) -> None:
+        """Nothing is under way: take up what the client sent meanwhile, or wait for it."""
+        self.deadline = self._server.now() + self._server.limits.keep_alive_timeout_s
+        if self._consuming:
+            return
+        data, self._buffer = self._buffer, b""
+        self._consume(data)
+
+    def _read_head(self, data: bytes) -> bytes:
+        """Read one head and whatever of its body is there; the bytes behind."""
+        server = self._server
+        limits = server.limits
+        if data[0] == 0x0D:
+            # One empty line before a request is ignored (RFC 9112 2.2: old clients send it after a body).
+            if data[:2] == b"\r\n" and len(data) > 2 and data[2] != 0x0D:
+                return data[2:]
+            if b"\r\n".startswith(data):
+                return self._wait_for_head(data)
+        end = data.find(b"\r\n\r\n") + 4
+        if end < 4:
+            check_partial(data, limits)
+            return self._wait_for_head(data)
+        if end > limits.head_bytes_max:
+            check_partial(data[: limits.head_bytes_max + 1], limits)
+        head = parse_head(data[:end], limits)
+        server.note_busy(self)
+        self._head = head
+        self._request = request = Request(head.method, head.target, headers=head.headers, peer=self.peer)
+        self.keep_alive = head.keep_alive
+        try:
+            verdict = server.app.on_head(request)
+        except Exception as error:  # noqa: BLE001  # the application's bug must cost one request, not the listener
+            server.report("on_head raised", error)
+            verdict = server.app.on_bad_request(500, "internal error", request.target)
+        if isinstance(verdict, Refusal):
+            self._refuse(verdict)
+            return data[end:]
+        return self._begin_body(data[end:], verdict)
+
+    def _wait_for_head(self, data: bytes) -> bytes:
+        if self.phase is Phase.idle:
+            self._server.note_busy(self)
+            self.phase = Phase.head
+            self.deadline = min(self.deadline, self._server.now() + self._server.limits.head_timeout_s)
+        self._buffer = data
+        return b""
+
+    def _begin_body(self, data: bytes, body_bytes_max: int) -> bytes:
+        """The head is accepted: take the body if it is all there, else wait for it."""
+        head = self._head
+        length = head.length
+        if length == 0:
+            self._dispatch()
+            return data
+        if length > body_bytes_max:
+            raise Malformed(413, "request body too large", head.target)
+        if 0 < length <= len(data):
+            self._request.body = data[:length]
+            self._dispatch()
+            return data[length:]
+        if head.continues and not data:
+            self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+        limits = self._server.limits
+        now = self._server.now()
+        self.phase = Phase.body
+        self._body = ChunkedBody(body_bytes_max, limits) if length == CHUNKED else []
+        self._body_bytes = self._body_checked_bytes = 0
+        self._body_deadline = now + limits.body_timeout_s
+        self.deadline = min(self._body_deadline, now + limits.body_first_byte_timeout_s)
+        return data
+
+    def _read_body(self, data: bytes) -> bytes:
+        """Take body bytes; the bytes behind its end, empty while it goes on."""
+        self._body_bytes += len(data)
+        body = self._body
+        if isinstance(body, ChunkedBody):
+            try:
+                rest = body.feed(data)
+            except Malformed as verdict:
+                verdict.target = self._head.target
+                raise
+            if rest is None:
+                return b""
+            parts = body.parts
+        else:
+            surplus = self._body_bytes - self._head.length
+            rest = data[-surplus:] if surplus > 0 else b""
+            body.append(data[:-surplus] if surplus > 0 else data)
+            if surplus < 0:
+                return b""
+            parts = body
+        self._request.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._body = []
+        self._dispatch()
+        return rest
+
+    def _check_body_rate(self, now: float) -> None:
+        limits = self._server.limits
+        fresh = self._body_bytes - self._body_checked_bytes
+        # The first window only asks for a byte; every later one for the rate.
+        wanted = 1.0
+        if self._body_checked_bytes:
+            wanted = limits.body_rate_min_bytes_per_s * limits.body_rate_window_s
+        if now >= self._body_deadline or fresh < wanted:
+            self._refuse_malformed(Malformed(408, "request body took too long", self._head.target))
+            return
+        self._body_checked_bytes = self._body_bytes
+        self.deadline = min(self._body_deadline, now + limits.body_rate_window_s)
+
+    # Answering
+
+    def _dispatch(self) -> None:
+        """Hand the complete request to the application."""
+        server = self._server
+        self.phase = Phase.answering
+        self.deadline = inf
+        self._exchange = exchange = Exchange(self, self._request, minor=self._head.minor)
+        try:
+            server.app.on_request(exchange)
+        except Exception as error:  # noqa: BLE001  # the application's bug must cost one request, not the listener
+            server.report("on_request raised", error)
+            if exchange.started:
+                exchange.abort()
+            else:
+                refusal = server.app.on_bad_request(500, "internal error", self._request.target)
+                self.keep_alive = False
+                exchange.respond(refusal.status, refusal.headers, refusal.body)
+
+    def _refuse_malformed(self, verdict: Malformed) -> None:
+        refusal = self._server.app.on_bad_request(verdict.status, verdict.reason, verdict.target)
+        self._answer_early(refusal, head_only=False)
+
+    def _refuse(self, refusal: Refusal) -> None:
+        """Answer ``on_head``'s refusal: in turn if the connection can go on, else early."""
+        if self._head.length == 0:
+            self.keep_alive = self.keep_alive and not refusal.close
+            self.phase = Phase.answering
+            exchange = Exchange(self, self._request, minor=self._head.minor)
+            exchange.respond(refusal.status, refusal.headers, refusal.body)
+        else:
+            self._answer_early(refusal, head_only=self._request.method == "HEAD")
+
+    def _answer_early(self, refusal: Refusal, *, head_only: bool) -> None:
+        """Answer, say that no more is read, and discard what still comes until the client has seen it."""
+        self._server.note_busy(self)
+        self.keep_alive = False
+        framing = b"content-length: %d\r\nconnection: close\r\n" % len(refusal.body)
+        self.write(render_head(refusal.status, refusal.headers, framing) + (b"" if head_only else refusal.body))
+        self.phase = Phase.lingering
+        self.deadline = self._server.now() + self._server.limits.linger_timeout_s
+        self._buffer = b""
+        self._body = []
+        if self._transport.is_closing():
+            return
+        if self._reading_paused:
+            self._reading_paused = False
+            self._transport.resume_reading()
+        self._transport.write_eof()
+
+    # Ending
+
+    def _close(self) -> None:
+        """Close once what is written has been taken; the sweep cuts it if that stalls."""
+        self.phase = Phase.closing
+        self._server.note_busy(self)
+        self._buffer = b""
+        self._watch_writes()
+        self._transport.close()
+
+    def _watch_writes(self) -> None:
+        self._stall_mark = self._bytes_out - self._transport.get_write_buffer_size()
+        self.deadline = self._server.now() + self._server.limits.write_stall_timeout_s
+
+    def _lose_exchange(self) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            exchange.lose()
+
+
+_READING = frozenset((Phase.idle, Phase.head, Phase.body))

@@ -1,0 +1,165 @@
+"""One request and its answer, and what an application must be to be served.
+
+An exchange ends exactly once: answered, aborted, or left by the client. Calls after its end do nothing, so that a late
+token needs no check in the application.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Protocol
+
+from bellmare.http.messages import STATUS_TEXT, Headers, Refusal, Request
+
+if TYPE_CHECKING:
+    from bellmare.http.connection import Connection
+
+_STATUS_LINE = {status: b"HTTP/1.1 %d %b\r\n" % (status, text.encode()) for status, text in STATUS_TEXT.items()}
+_BODILESS = frozenset((204, 304))
+
+
+class ExchangeListener(Protocol):
+    """What an application hears of a client while it answers. Called synchronously, also from within ``write``."""
+
+    def on_disconnect(self) -> None:
+        """The client left before the answer was complete; the exchange has ended."""
+
+    def on_pause(self) -> None:
+        """More than ``write_buffer_high_bytes`` wait for the client: stop writing."""
+
+    def on_resume(self) -> None:
+        """The client's buffer is low again."""
+
+
+class Application(Protocol):
+    """The user of the server. All three are plain callbacks on the loop and must not block."""
+
+    def on_head(self, request: Request) -> Refusal | int:
+        """Decide on a head alone: a refusal, or the largest body in bytes that will be read (a larger one gets 413).
+
+        May be called without a later ``on_request``: the body may never come.
+        """
+
+    def on_request(self, exchange: Exchange) -> None:
+        """Answer a complete request, now or later."""
+
+    def on_bad_request(self, status: int, reason: str, target: str) -> Refusal:
+        """Render an error that the server found itself (400, 405, 408, 413, 414, 415, 417, 431, 501, 503, 505, 500).
+
+        ``target`` is empty where it was not read; ``reason`` is a constant text of ours, free of the client's bytes.
+        """
+
+
+def render_head(status: int, headers: Headers, framing: bytes) -> bytes:
+    """The bytes of a response's head. ``framing`` are the server's own header lines, each with its CRLF."""
+    lines = b"".join([b"%b: %b\r\n" % (name, value) for name, value in headers])
+    assert lines.count(b"\n") == lines.count(b"\r") == len(headers), "line break in a response header"
+    start = _STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status
+    return b"%b%b%b\r\n" % (start, lines, framing)
+
+
+class Exchange:
+    """One request of one client, to be answered once: ``respond``, or ``start``, ``write``..., ``finish``."""
+
+    __slots__ = (
+        "_bodiless",
+        "_chunked",
+        "_connection",
+        "_minor",
+        "disconnected",
+        "finished",
+        "listener",
+        "request",
+        "started",
+    )
+
+    def __init__(self, connection: Connection, request: Request, *, minor: int) -> None:
+        self._connection = connection
+        self._minor = minor
+        self._chunked = False
+        self._bodiless = request.method == "HEAD"
+        self.request = request
+        self.listener: ExchangeListener | None = None
+        self.started = False
+        """The head of the answer has been written."""
+        self.finished = False
+        """Completely answered, or aborted by us."""
+        self.disconnected = False
+        """The client left before the end."""
+
+    @property
+    def paused(self) -> bool:
+        """Whether the client's buffer is above its mark: write no more until ``on_resume``."""
+        return self._connection.write_paused
+
+    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+        """Answer completely, with a content-length. ``headers`` must not frame: that is done here."""
+        if self.finished or self.disconnected:
+            return
+        assert not self.started, "respond after start"
+        self.started = True
+        framing = b"" if status in _BODILESS else b"content-length: %d\r\n" % len(body)
+        head = render_head(status, headers, framing + self._connection_header())
+        if self._bodiless or status in _BODILESS:
+            body = b""
+        self._connection.write(head + body)
+        self._end()
+
+    def start(self, status: int, headers: Headers) -> None:
+        """Begin an answer of unknown length: chunked, or ended by the connection for an HTTP/1.0 client."""
+        if self.finished or self.disconnected:
+            return
+        assert not self.started, "start twice"
+        self.started = True
+        self._bodiless = self._bodiless or status in _BODILESS
+        framing = b""
+        if self._minor and status not in _BODILESS:
+            self._chunked = True
+            framing = b"transfer-encoding: chunked\r\n"
+        elif not self._bodiless:
+            self._connection.keep_alive = False
+        self._connection.write(render_head(status, headers, framing + self._connection_header()))
+
+    def write(self, data: bytes) -> None:
+        """Send ``data`` as one chunk in one write. Empty data is ignored: it would end the answer."""
+        if self.finished or self.disconnected or not data or self._bodiless:
+            return
+        assert self.started, "write before start"
+        self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
+
+    def finish(self) -> None:
+        """End a started answer."""
+        if self.finished or self.disconnected:
+            return
+        assert self.started, "finish before start"
+        if self._chunked and not self._bodiless:
+            self._connection.write(b"0\r\n\r\n")
+        self._end()
+
+    def abort(self) -> None:
+        """Cut the connection, so that the client sees that the answer is not complete. No callback follows."""
+        if self.finished or self.disconnected:
+            return
+        self.finished = True
+        self.listener = None
+        self._connection.cut()
+
+    def lose(self) -> None:
+        """The connection's word that the client left."""
+        if self.finished or self.disconnected:
+            return
+        self.disconnected = True
+        listener, self.listener = self.listener, None
+        if listener is not None:
+            listener.on_disconnect()
+
+    def _connection_header(self) -> bytes:
+        if not self._connection.stays_open():
+            return b"connection: close\r\n"
+        return b"" if self._minor else b"connection: keep-alive\r\n"
+
+    def _end(self) -> None:
+        # A write may have found the client gone; then the exchange has ended as disconnected already.
+        if not self.disconnected:
+            self.finished = True
+            self.listener = None
+            self._connection.exchange_ended()

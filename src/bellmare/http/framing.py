@@ -1,0 +1,282 @@
+"""Where a request's head and body end, decided in one place and strictly.
+
+What llhttp lets pass (odd hosts, Upgrade with a body, lists of codings) is refused here first; then llhttp parses the head
+as a second opinion. The body never goes through a parser that could find another end for it.
+"""
+
+import re
+from enum import Enum
+
+import httptools
+
+from bellmare.http.messages import Limits
+
+CHUNKED = -1
+"""Length of a body that comes in chunks."""
+
+_TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
+_HEADERS = rb"(?:" + _TOKEN + rb":[\t -~\x80-\xff]*\r\n)*"
+_HEAD = re.compile(rb"([A-Z][A-Z-]{0,31}) (/[!\"$-~]*|\*) HTTP/1\.([01])\r\n" + _HEADERS + rb"\r\n")
+_REQUEST_LINE = re.compile(rb"[A-Z][A-Z-]{0,31} (\S*) HTTP/([0-9]\.[0-9])\r\n")
+_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%-]+)(?::[0-9]{0,5})?")
+_LENGTH = re.compile(rb"[0-9]{1,18}")
+_CODING = re.compile(_TOKEN)
+_BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
+_CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;" + _TOKEN + rb"(?:=(?:" + _TOKEN + rb'|"[\t !#-\[\]-~]*"))?)*\r\n')
+_TRAILERS = re.compile(_HEADERS + rb"\r\n")
+
+_CHUNK_LINE_BYTES_MAX = 256
+"""Size and extensions of one chunk; nobody sends extensions, and 1 MB of them is an attack."""
+_TRAILER_BYTES_MAX = 8192
+_SPECIAL = frozenset(
+    (b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"content-encoding"),
+)
+
+
+class Malformed(Exception):  # noqa: N818  # a verdict on the client's bytes, not an error of ours
+    """The client's bytes break a rule: answer ``status`` and close."""
+
+    def __init__(self, status: int, reason: str, target: str = "") -> None:
+        super().__init__(reason)
+        self.status = status
+        self.reason = reason
+        self.target = target
+
+
+class Head:
+    """A request's head as llhttp read it, and what it says about the body and the connection."""
+
+    __slots__ = ("continues", "headers", "keep_alive", "length", "method", "minor", "repeated", "special", "target")
+
+    def __init__(self) -> None:
+        self.method = ""
+        self.target = ""
+        self.minor = 1
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.special: dict[bytes, bytes] = {}
+        """The headers that decide framing, by name. Only ``connection`` may come twice; it is joined."""
+        self.repeated = False
+        """A header that decides framing came twice."""
+        self.length = 0
+        """Bytes of the body, or ``CHUNKED``."""
+        self.keep_alive = True
+        self.continues = False
+        """The client waits for 100 before it sends the body."""
+
+    def on_url(self, url: bytes) -> None:
+        self.target += url.decode("latin-1")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        name = name.lower()
+        value = value.strip(b" \t")
+        self.headers.append((name, value))
+        if name in _SPECIAL:
+            if name in self.special:
+                self.repeated |= name != b"connection"
+                value = self.special[name] + b"," + value
+            self.special[name] = value
+
+
+def check_partial(data: bytes, limits: Limits) -> None:
+    """Refuse as early as possible a head whose end has not come: too large, or never going to be one."""
+    first = data[0]
+    if not 0x41 <= first <= 0x5A:
+        raise Malformed(400, "not an HTTP request")
+    if _BARE.search(data):
+        raise Malformed(400, "bare CR, bare LF or NUL in the head")
+    line = data.find(b"\r\n")
+    if (line if line >= 0 else len(data)) > limits.line_bytes_max:
+        raise Malformed(414, "request line too long")
+    if len(data) > limits.head_bytes_max:
+        raise Malformed(431, "request head too large")
+
+
+def parse_head(data: bytes, limits: Limits) -> Head:
+    """Parse a complete head, its empty line included, or raise Malformed."""
+    if len(data) > limits.line_bytes_max:
+        _check_lines(data, limits)
+    match = _HEAD.fullmatch(data)
+    if match is None:
+        raise _diagnose(data)
+    method, target, minor = match.groups()
+    if target == b"*" and method != b"OPTIONS":
+        raise Malformed(400, "bad request target")
+    if method == b"CONNECT":
+        raise Malformed(405, "CONNECT is not served", target.decode("latin-1"))
+    head = Head()
+    head.method = method.decode("latin-1")
+    head.minor = 1 if minor == b"1" else 0
+    parser = httptools.HttpRequestParser(head)
+    try:
+        parser.feed_data(data)
+    except httptools.HttpParserUpgrade:
+        pass  # Upgrade is ignored: the body is framed by us, so nothing is skipped
+    except httptools.HttpParserInvalidMethodError:
+        raise Malformed(501, "unknown method", target.decode("latin-1")) from None
+    except httptools.HttpParserError as error:
+        raise Malformed(400, str(error), target.decode("latin-1")) from None
+    assert head.target.encode("latin-1") == target, "llhttp and the grammar disagree about the target"
+    if len(head.headers) > limits.headers_max:
+        raise Malformed(431, "too many headers", head.target)
+    _apply_special(head)
+    return head
+
+
+def _apply_special(head: Head) -> None:
+    """Set length, keep_alive and continues from the headers that decide framing."""
+    special = head.special
+    if head.repeated:
+        raise Malformed(400, "a header that may come once came twice", head.target)
+    host = special.get(b"host")
+    if host is None:
+        if head.minor:
+            raise Malformed(400, "missing host header", head.target)
+    elif _HOST.fullmatch(host) is None:
+        raise Malformed(400, "bad host header", head.target)
+    length = special.get(b"content-length")
+    coding = special.get(b"transfer-encoding")
+    if length is not None:
+        if coding is not None:
+            raise Malformed(400, "content-length together with transfer-encoding", head.target)
+        if _LENGTH.fullmatch(length) is None:
+            raise Malformed(400, "bad content-length", head.target)
+        head.length = int(length)
+    elif coding is not None:
+        _check_coding(head, coding)
+        head.length = CHUNKED
+    connection = special.get(b"connection")
+    if connection is None:
+        head.keep_alive = head.minor == 1
+    else:
+        options = [option.strip(b" \t") for option in connection.lower().split(b",")]
+        head.keep_alive = b"close" not in options and (head.minor == 1 or b"keep-alive" in options)
+    if b"content-encoding" in special and special[b"content-encoding"].lower() != b"identity":
+        raise Malformed(415, "content-encoding is not supported", head.target)
+    expect = special.get(b"expect")
+    if expect is not None and head.minor:
+        if expect.lower() != b"100-continue":
+            raise Malformed(417, "unknown expectation", head.target)
+        head.continues = head.length != 0
+
+
+def _check_coding(head: Head, coding: bytes) -> None:
+    if not head.minor:
+        raise Malformed(400, "transfer-encoding with HTTP/1.0", head.target)
+    if coding != b"chunked":
+        # A clean name of another coding is 501 (RFC 9112 6.1); lists, case games and the like are attacks.
+        unknown = _CODING.fullmatch(coding) is not None and coding.lower() != b"chunked"
+        raise Malformed(501 if unknown else 400, "unsupported transfer-encoding", head.target)
+
+
+def _check_lines(data: bytes, limits: Limits) -> None:
+    request_line, *lines = data.split(b"\r\n")
+    if len(request_line) > limits.line_bytes_max:
+        raise Malformed(414, "request line too long")
+    if len(data) > limits.head_bytes_max or max(map(len, lines)) > limits.line_bytes_max:
+        raise Malformed(431, "request head too large")
+
+
+def _diagnose(data: bytes) -> Malformed:
+    """Say what is wrong with a head that is not in the grammar."""
+    line = _REQUEST_LINE.match(data)
+    if line is None:
+        return Malformed(400, "bad request line")
+    target, version = line.groups()
+    if version not in (b"1.0", b"1.1"):
+        return Malformed(505, "HTTP version not supported")
+    if _HEAD.fullmatch(data[: line.end()] + b"\r\n") is None:
+        return Malformed(400, "bad request target")
+    return Malformed(400, "bad header line", target.decode("latin-1"))
+
+
+class _Stage(Enum):
+    size = "size"
+    content = "content"
+    separator = "separator"
+    trailers = "trailers"
+
+
+class ChunkedBody:
+    """Decodes one chunked body and finds its exact end, which llhttp does not tell. Trailers are checked, then dropped."""
+
+    __slots__ = ("_body_bytes_max", "_chunks", "_left", "_limits", "_partial", "_stage", "parts", "size")
+
+    def __init__(self, body_bytes_max: int, limits: Limits) -> None:
+        self._body_bytes_max = body_bytes_max
+        self._limits = limits
+        self._stage = _Stage.size
+        self._left = 0
+        self._chunks = 0
+        self._partial = b""
+        """The begun size line, separator or trailers; never content, so it is bounded."""
+        self.parts: list[bytes] = []
+        self.size = 0
+        """Bytes announced so far by the chunk sizes."""
+
+    def feed(self, data: bytes) -> bytes | None:
+        """Take bytes; return those behind the end of the body, or None while it goes on. Raises Malformed."""
+        data = self._partial + data if self._partial else data
+        self._partial = b""
+        position = 0
+        while True:
+            if self._stage is _Stage.content:
+                part = data[position : position + self._left]
+                if part:
+                    self.parts.append(part)
+                position += len(part)
+                self._left -= len(part)
+                if self._left:
+                    return None
+                self._stage = _Stage.separator
+            if self._stage is _Stage.separator:
+                separator = data[position : position + 2]
+                if not b"\r\n".startswith(separator):
+                    raise Malformed(400, "chunk longer than its size")
+                if len(separator) < 2:
+                    self._partial = separator
+                    return None
+                position += 2
+                self._stage = _Stage.size
+            if self._stage is _Stage.trailers:
+                return self._end(data, position)
+            end = self._size_line(data, position)
+            if end is None:
+                return None
+            position = end
+
+    def _size_line(self, data: bytes, position: int) -> int | None:
+        """Read one size line at ``position`` and return where it ends, or None if it is not complete."""
+        match = _CHUNK_LINE.match(data, position)
+        if match is None:
+            rest = data[position : position + _CHUNK_LINE_BYTES_MAX]
+            if b"\n" in rest or b"\r" in rest[:-1] or len(rest) == _CHUNK_LINE_BYTES_MAX:
+                raise Malformed(400, "bad chunk size")
+            if rest and rest[0] not in b"0123456789abcdefABCDEF":
+                raise Malformed(400, "bad chunk size")
+            self._partial = rest
+            return None
+        if match.end() - position > _CHUNK_LINE_BYTES_MAX:
+            raise Malformed(400, "bad chunk size")
+        self._left = int(match[1], 16)
+        self.size += self._left
+        self._chunks += 1
+        if self.size > self._body_bytes_max:
+            raise Malformed(413, "request body too large")
+        limits = self._limits
+        if self._chunks > limits.chunks_free + self.size // limits.chunk_bytes_average_min:
+            raise Malformed(400, "too many small chunks")
+        self._stage = _Stage.content if self._left else _Stage.trailers
+        return match.end()
+
+    def _end(self, data: bytes, position: int) -> bytes | None:
+        """Skip the trailers; the bytes behind them, or None if they are not complete."""
+        match = _TRAILERS.match(data, position)
+        if match is not None and match.end() - position <= _TRAILER_BYTES_MAX:
+            return data[match.end() :]
+        rest = data[position:]
+        if match is not None or b"\r\n\r\n" in rest or rest.startswith(b"\r\n") or _BARE.search(rest):
+            raise Malformed(400, "bad trailers")
+        if len(rest) > _TRAILER_BYTES_MAX:
+            raise Malformed(431, "trailers too large")
+        self._partial = rest
+        return None

@@ -1,0 +1,113 @@
+"""Model names: one canonical key per model, so that access lists, routing and metrics mean the same (ollama.md 6.2)."""
+
+import difflib
+import re
+from collections.abc import Iterable
+
+from bellmare.protocols.errors import InvalidRequest
+
+DEFAULT_HOST = "registry.ollama.ai"
+DEFAULT_NAMESPACE = "library"
+DEFAULT_TAG = "latest"
+
+_NAME_CHARS_MAX = 8 + 350 + 3 * 81
+"""The longest valid name: scheme, host, namespace, model and tag with their separators."""
+
+_HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
+_NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
+_PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
+"""Model and tag. ``@`` is in none of them: Ollama has no pinning by digest."""
+
+_SCHEMES = ("https://", "http://")
+
+
+def _split(text: str) -> tuple[str, str, str, str]:
+    """Host, namespace, model and tag of a valid name, with defaults, in the case in which they were written."""
+    text = text.strip()
+    if not text:
+        raise InvalidRequest("model is required")
+    invalid = InvalidRequest("invalid model name")
+    if len(text) > _NAME_CHARS_MAX:
+        raise invalid
+    scheme = next((scheme for scheme in _SCHEMES if text.lower().startswith(scheme)), "")
+    path, tag = text[len(scheme) :], DEFAULT_TAG
+    if path.rfind(":") > path.rfind("/"):
+        path, _, tag = path.rpartition(":")
+    parts = path.split("/")
+    if len(parts) > 3 or (scheme and len(parts) != 3):
+        raise invalid
+    host, namespace, model = (DEFAULT_HOST, DEFAULT_NAMESPACE)[: 3 - len(parts)] + tuple(parts)
+    if not (_HOST.fullmatch(host) and _NAMESPACE.fullmatch(namespace)):
+        raise invalid
+    if not (_PART.fullmatch(model) and _PART.fullmatch(tag)):
+        raise invalid
+    return host, namespace, model, tag
+
+
+def _join(host: str, namespace: str, model: str, tag: str) -> str:
+    if host.lower() != DEFAULT_HOST:
+        return f"{host}/{namespace}/{model}:{tag}"
+    if namespace.lower() != DEFAULT_NAMESPACE:
+        return f"{namespace}/{model}:{tag}"
+    return f"{model}:{tag}"
+
+
+def canonical_name(text: str) -> str:
+    """The key of a model: lower case, tag always there, ``registry.ollama.ai/`` and ``library/`` left out.
+
+    Raises :class:`InvalidRequest` in Ollama's words. ``http://`` and ``https://`` are taken off, because Ollama
+    finds the same manifest with and without; any other scheme is invalid. Non-ASCII is refused before it is
+    lower-cased (the Kelvin sign would become a k). ``:local`` is a tag like any other here.
+    """
+    return _join(*_split(text)).lower()
+
+
+def display_name(text: str) -> str:
+    """As Ollama prints it: default host and ``library/`` left out, the tag always shown, the case kept."""
+    return _join(*_split(text))
+
+
+def is_cloud_name(text: str) -> bool:
+    """Whether Ollama would send the request to ollama.com: ``m:cloud``, ``m:8b-cloud``, ``m:8b:cloud`` (ollama.md 1.9).
+
+    Ask before :func:`canonical_name`, which refuses the last form. A model called ``my-cloud`` is not one.
+    """
+    _, colon, suffix = text.strip().rpartition(":")
+    suffix = suffix.strip().casefold()
+    return bool(colon) and "/" not in suffix and (suffix == "cloud" or suffix.endswith("-cloud"))
+
+
+_CLOSE_RATIO = 0.6
+_KNOWN_MAX = 2000
+"""difflib costs about 20 us a pair; names past this number are not looked at."""
+
+
+def _closeness(wanted: str, known: str) -> float:
+    """0 to 1. The model counts more than the tag, and a name that begins like the wanted one more than a typo."""
+    wanted_model, _, wanted_tag = wanted.rpartition(":")
+    model, _, tag = known.rpartition(":")
+    if model == wanted_model:
+        return 0.9 + 0.1 * difflib.SequenceMatcher(None, tag, wanted_tag).ratio()
+    matcher = difflib.SequenceMatcher(None, model, wanted_model)
+    score = matcher.ratio() if matcher.real_quick_ratio() >= _CLOSE_RATIO else 0.0
+    if model.startswith(wanted_model) or wanted_model.startswith(model):
+        score = max(score, 0.7 + 0.2 * min(len(model), len(wanted_model)) / max(len(model), len(wanted_model)))
+    elif model.rpartition("/")[2] == wanted_model.rpartition("/")[2]:
+        score = max(score, 0.8)
+    return score + 0.01 * (tag == wanted_tag)
+
+
+def close_names(name: str, known: Iterable[str], *, most: int = 3) -> list[str]:
+    """Names of ``known`` (canonical) that ``name`` may have meant, best first; for the text of a 404 only."""
+    try:
+        wanted = canonical_name(name)
+    except InvalidRequest:
+        return []
+    scored = []
+    for index, candidate in enumerate(known):
+        if index >= _KNOWN_MAX:
+            break
+        score = _closeness(wanted, candidate)
+        if score >= _CLOSE_RATIO and candidate != wanted:
+            scored.append((-score, candidate))
+    return [candidate for _, candidate in sorted(scored)[:most]]

@@ -1,0 +1,245 @@
+"""Requests of Ollama's native API: typed, checked once, never forwarded as the client wrote them (ollama.md 1.4).
+
+In every struct ``None`` means absent: Go takes ``null`` and an absent field for the same.
+"""
+
+from typing import Any, TypeVar
+
+import msgspec
+
+from bellmare.protocols.errors import InvalidRequest
+from bellmare.protocols.jsonbody import check_depth, check_object, decode_as
+from bellmare.protocols.ollama_fields import (
+    check_images,
+    check_think,
+    check_top_logprobs,
+    checked_format,
+    checked_options,
+    keep_alive_seconds,
+)
+
+EMBED_INPUTS_MAX = 10_000
+"""Ollama has no limit and starts one runner call per input (ollama.md 3.2)."""
+
+
+class Part(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
+    """Base of what is written to a worker: absent fields stay absent."""
+
+
+class ToolCallFunction(Part, frozen=True):
+    name: str
+    arguments: dict[str, Any] | None = None
+    index: int | None = None
+
+
+class ToolCall(Part, frozen=True):
+    function: ToolCallFunction
+    id: str | None = None
+
+
+class Message(Part, frozen=True):
+    role: str
+    content: str | None = None
+    thinking: str | None = None
+    images: list[str] | None = None
+    tool_calls: list[ToolCall] | None = None
+    tool_name: str | None = None
+    tool_call_id: str | None = None
+
+
+class ToolFunction(Part, frozen=True):
+    name: str
+    description: str | None = None
+    parameters: dict[str, Any] | None = None
+
+
+class Tool(Part, frozen=True):
+    function: ToolFunction
+    type: str | None = None
+    items: Any = None
+
+
+class Request(Part, frozen=True):
+    """Fields of all four inference routes. ``keep_alive`` is read by the gateway and never sent on (ollama.md 2.2)."""
+
+    model: str = ""
+    keep_alive: Any = None
+    options: dict[str, Any] | None = None
+
+
+class _Generation(Request, frozen=True):
+    stream: bool | None = None
+    format: Any = None
+    """``"json"`` or a JSON schema."""
+    think: bool | str | None = None
+    truncate: bool | None = None
+    shift: bool | None = None
+    """One client's ``false`` reloads the model for all (ollama.md 3.4): never sent on."""
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    debug_render_only: bool | None = msgspec.field(name="_debug_render_only", default=None)
+
+
+class GenerateRequest(_Generation, frozen=True):
+    prompt: str | None = None
+    suffix: str | None = None
+    system: str | None = None
+    template: str | None = None
+    context: list[int] | None = None
+    raw: bool | None = None
+    images: list[str] | None = None
+
+
+class ChatRequest(_Generation, frozen=True):
+    messages: list[Message] | None = None
+    tools: list[Tool] | None = None
+
+
+class EmbedRequest(Request, frozen=True):
+    input: Any = None
+    """A string, a list of strings, or nothing: then the model is only loaded."""
+    truncate: bool | None = None
+    dimensions: int | None = None
+
+
+class EmbeddingsRequest(Request, frozen=True):
+    prompt: str | None = None
+
+
+class ShowRequest(Part, frozen=True):
+    model: str = ""
+    name: str | None = None
+    """Deprecated; ``model`` wins. After parsing always ``None``."""
+    verbose: bool | None = None
+    system: str | None = None
+    template: str | None = None
+    options: dict[str, Any] | None = None
+
+
+InferenceRequest = GenerateRequest | ChatRequest | EmbedRequest | EmbeddingsRequest
+
+_R = TypeVar("_R", bound=Request)
+
+
+def known_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
+    """The names under which a struct's fields stand in JSON."""
+    return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
+
+
+class _Parser:
+    """Gate and typed decoder of one struct; the gate knows the struct's field names."""
+
+    def __init__(self, kind: type[Any]) -> None:
+        self._known = known_fields(kind)
+        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
+
+    def __call__(self, body: bytes) -> Any:
+        check_object(body, known=self._known)
+        return decode_as(body, self._decoder)
+
+
+def _checked(request: _R, **changes: Any) -> _R:
+    """What all inference requests have in common; ``changes`` are fields in their normal form."""
+    if not request.model.strip():
+        raise InvalidRequest("model is required")
+    keep_alive_seconds(request.keep_alive)
+    check_depth(request.options, "options")
+    return msgspec.structs.replace(request, options=checked_options(request.options), **changes)
+
+
+def _checked_generation(request: Any) -> Any:
+    check_think(request.think)
+    check_top_logprobs(request.top_logprobs)
+    check_depth(request.format, "format")
+    return _checked(request, format=checked_format(request.format))
+
+
+_parse_generate = _Parser(GenerateRequest)
+_parse_chat = _Parser(ChatRequest)
+_parse_embed = _Parser(EmbedRequest)
+_parse_embeddings = _Parser(EmbeddingsRequest)
+_parse_show = _Parser(ShowRequest)
+
+
+def parse_generate(body: bytes) -> GenerateRequest:
+    """POST /api/generate. Raises :class:`InvalidRequest`, as all parsers do."""
+    request: GenerateRequest = _checked_generation(_parse_generate(body))
+    check_images(request.images)
+    if request.raw and (request.template or request.system or request.context):
+        raise InvalidRequest("raw mode does not support template, system, or context")
+    return request
+
+
+def check_messages(messages: list[Message] | None) -> None:
+    for message in messages or ():
+        if message.images:
+            check_images(message.images)
+        for call in message.tool_calls or ():
+            check_depth(call.function.arguments, "tool call arguments")
+
+
+def check_tools(tools: list[Tool] | None) -> None:
+    for tool in tools or ():
+        check_depth(tool.function.parameters, "tool parameters")
+        check_depth(tool.items, "tool items")
+
+
+def parse_chat(body: bytes) -> ChatRequest:
+    """POST /api/chat."""
+    request: ChatRequest = _checked_generation(_parse_chat(body))
+    check_messages(request.messages)
+    check_tools(request.tools)
+    return request
+
+
+def parse_embed(body: bytes) -> EmbedRequest:
+    """POST /api/embed."""
+    request: EmbedRequest = _parse_embed(body)
+    given = request.input
+    if isinstance(given, list):
+        if len(given) > EMBED_INPUTS_MAX:
+            raise InvalidRequest(f"more than {EMBED_INPUTS_MAX} inputs")
+        if not all(isinstance(text, str) for text in given):
+            raise InvalidRequest("invalid input type")
+    elif given is not None and not isinstance(given, str):
+        raise InvalidRequest("invalid input type")
+    return _checked(request)
+
+
+def parse_embeddings(body: bytes) -> EmbeddingsRequest:
+    """POST /api/embeddings, the deprecated single form."""
+    request: EmbeddingsRequest = _parse_embeddings(body)
+    return _checked(request)
+
+
+def parse_show(body: bytes) -> ShowRequest:
+    """POST /api/show. ``model`` comes before ``name``, as in Go's ``cmp.Or(model, name)`` (reliability.md C1)."""
+    request: ShowRequest = _parse_show(body)
+    model = request.model or request.name or ""
+    if not model.strip():
+        raise InvalidRequest("model is required")
+    check_depth(request.options, "options")
+    return msgspec.structs.replace(request, model=model, name=None)
+
+
+def stream_wanted(request: InferenceRequest) -> bool:
+    """Generate and chat stream unless told not to; the embedding routes never do (ollama.md 1.5)."""
+    if isinstance(request, GenerateRequest | ChatRequest):
+        return request.stream is not False
+    return False
+
+
+def is_load(request: InferenceRequest) -> bool:
+    """Whether the client only wants the model ready: no prompt, no messages, no input (ollama.md 2.1)."""
+    if isinstance(request, GenerateRequest):
+        return not request.prompt and not request.images and not request.suffix
+    if isinstance(request, ChatRequest):
+        return not request.messages
+    if isinstance(request, EmbedRequest):
+        return not request.input
+    return not request.prompt
+
+
+def is_unload(request: InferenceRequest) -> bool:
+    """As :func:`is_load`, with keep_alive 0 in any spelling: the client needs the model no more (ollama.md 2.3)."""
+    return keep_alive_seconds(request.keep_alive) == 0 and is_load(request)
