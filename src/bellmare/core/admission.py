@@ -3,12 +3,11 @@
 from bellmare.core.costs import canonical_num_ctx, need_bytes, predicted_wait_us
 from bellmare.core.decisions import CacheState, Refusal, Reject
 from bellmare.core.events import RequestArrived
-from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.fleet import Fleet
 from bellmare.core.placement import could_ever_fit
 from bellmare.core.queueing import dispatch, enqueue, reject
-from bellmare.core.residency import Residency
 from bellmare.core.state import Model, Request
-from bellmare.core.units import SECOND_US
+from bellmare.core.units import SECOND_US, SpanUs
 
 NO_WORKER_RETRY_US = 5 * SECOND_US
 """When a worker will be back is not known; this is about two observations."""
@@ -20,8 +19,7 @@ def admit(fleet: Fleet, event: RequestArrived) -> None:
     assert event.request not in state.requests, "request ids are used once"
     model = fleet.resolve(event.name)
     if model is None:
-        fleet.count(f"refused_{Refusal.unknown_model}")
-        fleet.decide(Reject(request=event.request, refusal=Refusal.unknown_model))
+        _refuse_unknown(fleet, event)
         return
     request = Request(
         request=event.request,
@@ -36,21 +34,29 @@ def admit(fleet: Fleet, event: RequestArrived) -> None:
         cache=CacheState.hit,
     )
     state.next_seq += 1
-    if model.waiting == 0 and _run_at_once(fleet, model, request):
+    if _run_at_once(fleet, model, request):
         return
     request.cache = CacheState.queued if _ready_somewhere(fleet, model) else CacheState.cold
     refusal = _refusal(fleet, model, request)
     if refusal is not None:
-        request.phase = request.phase.running  # it never entered the queue
         why, retry_us = refusal
         reject(fleet, request, why, retry_us=retry_us)
         return
     state.requests[request.request] = request
-    fleet.set_timer(request.deadline_us, Timer.request, request.request)
     enqueue(fleet, request)
 
 
+def _refuse_unknown(fleet: Fleet, event: RequestArrived) -> None:
+    """No worker stores the name; before any has been seen that is not known."""
+    known = any(worker.observed_us >= 0 for worker in fleet.state.workers.values())
+    refusal = Refusal.unknown_model if known else Refusal.no_healthy_worker
+    retry_us = SpanUs(0) if known else SpanUs(NO_WORKER_RETRY_US)
+    fleet.count(f"refused_{refusal}")
+    fleet.decide(Reject(request=event.request, refusal=refusal, retry_after_us=retry_us))
+
+
 def _run_at_once(fleet: Fleet, model: Model, request: Request) -> bool:
+    """Whether a free slot took it. It overtakes nobody: those who wait can use none of the slots that are free."""
     for _, index in fleet.open[model.model]:
         worker = fleet.at(index)
         if fleet.holds(worker, request):
@@ -61,12 +67,12 @@ def _run_at_once(fleet: Fleet, model: Model, request: Request) -> bool:
 
 
 def _ready_somewhere(fleet: Fleet, model: Model) -> bool:
-    return any(r.residency is Residency.resident and w.healthy for w, r in fleet.copies(model))
+    return fleet.ready_slots[model.model] > 0
 
 
 def _refusal(fleet: Fleet, model: Model, request: Request) -> tuple[Refusal, int] | None:
     """The first bound that the request would pass, and how long to stay away; None if it may wait."""
-    if not model.healthy_holders:
+    if not fleet.servable(model, request):
         return Refusal.no_healthy_worker, NO_WORKER_RETRY_US
     if request.deadline_us <= fleet.now_us:
         return Refusal.deadline_passed, 0

@@ -54,7 +54,7 @@ def _requests(fleet: Fleet) -> Iterator[str]:
     for request in fleet.state.requests.values():
         if request.phase is RequestPhase.waiting:
             waiting[request.model] = waiting.get(request.model, 0) + 1
-            if request not in fleet.queues[request.model]:
+            if (request.seq, request) not in fleet.queues[request.model]:
                 yield f"{request.request}: waits but is in no queue"
     for model in fleet.state.models.values():
         if model.waiting != waiting.get(model.model, 0):

@@ -55,12 +55,28 @@ def need_bytes(worker: Worker, model: Model, num_ctx: int) -> Bytes:
     return Bytes(body + worker.overhead_bytes)
 
 
+def predicted_bytes(worker: Worker, model: Model, num_ctx: int) -> int:
+    """What Ollama will predict for the load, whatever it then takes: file plus KV (ollama.md 4.4)."""
+    stored = model.stored
+    per_token = stored.predicted_kv_bytes_per_token or stored.kv_bytes_per_token
+    return stored.weights_bytes + per_token * num_ctx * slots_of(worker, model)
+
+
 def learn_bytes(worker: Worker, model: Model, runner: Runner, measured: Bytes) -> Bytes:
     """Remember a measurement (zero: the worker cannot say) and return what the ledger shall book."""
     if measured <= 0:
         return runner.bytes
-    model.measured_bytes[shape_key(worker, runner.num_ctx, runner.slots)] = measured
+    key = shape_key(worker, runner.num_ctx, runner.slots)
+    if model.measured_bytes.get(key) != measured:
+        model.measured_bytes[key] = measured
+        model.least_bytes = min(model.least_bytes, measured)
     return Bytes(measured + worker.overhead_bytes)
+
+
+def learn_least(fleet: Fleet, model: Model) -> None:
+    """Set the floor of the bytes that a runner of ``model`` is booked for, after its description or shape changed."""
+    estimate = estimate_bytes(model, canonical_num_ctx(fleet, model), 1)
+    model.least_bytes = Bytes(min([estimate, *model.measured_bytes.values()]))
 
 
 def load_estimate_us(worker: Worker, model: Model) -> SpanUs:
@@ -73,6 +89,8 @@ def load_estimate_us(worker: Worker, model: Model) -> SpanUs:
 
 def learn_load(worker: Worker, model: Model, took_us: int) -> None:
     model.load_us = SpanUs(average(model.load_us, max(1, took_us)))
+    if not model.stored.weights_bytes:
+        return
     reading_us = max(took_us - SPAWN_US, took_us // 2, 1)
     worker.load_bytes_per_s = max(
         1, average(worker.load_bytes_per_s, model.stored.weights_bytes * SECOND_US // reading_us)
@@ -91,19 +109,16 @@ def prefill_left_us(worker: Worker, *, prompt_tokens: int, spent_us: int) -> int
 
 def predicted_wait_us(fleet: Fleet, model: Model) -> SpanUs:
     """How long one more request would wait: its turn over the slots, and the load if nothing is ready."""
-    slots = 0
-    ready = False
+    slots = fleet.ready_slots[model.model]
+    if slots:
+        return SpanUs(model.waiting * service_estimate_us(fleet, model) // slots)
     loading_us = 0
-    for worker, runner in fleet.copies(model)[:64]:  # more copies than that have no queue
-        if runner.residency is Residency.resident and worker.healthy:
-            ready = True
-            slots += runner.slots
-        elif runner.residency is Residency.loading:
-            slots += runner.slots
-            loading_us = max(loading_us, _left_us(runner, fleet.now_us))
+    if fleet.loading[model.model]:
+        for _, runner in fleet.copies(model):
+            if runner.residency is Residency.loading:
+                slots += runner.slots
+                loading_us = max(loading_us, _left_us(runner, fleet.now_us))
     turn_us = model.waiting * service_estimate_us(fleet, model) // max(1, slots)
-    if ready:
-        return SpanUs(turn_us)
     if not slots:
         loading_us = model.load_us or SPAWN_US + model.stored.weights_bytes * SECOND_US // LOAD_BYTES_PER_S
         if model.blocked_us and model.want == "blocked":

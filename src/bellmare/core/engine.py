@@ -35,7 +35,7 @@ from bellmare.core.events import (
 from bellmare.core.eviction import policy
 from bellmare.core.explain import Story
 from bellmare.core.fleet import Fleet, Timer
-from bellmare.core.residency import Cue, Residency
+from bellmare.core.residency import Cue
 from bellmare.core.state import Request, RequestPhase, State, Worker
 from bellmare.core.units import SECOND_US, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
 
@@ -136,6 +136,7 @@ class Engine:
             parallel=event.parallel,
             runners_max=event.runners_max,
             fit_percent=event.fit_percent,
+            distrust_us=self.fleet.now_us,
         )
         state.roster.append(event.worker)
 
@@ -148,7 +149,6 @@ class Engine:
         health.take_out(fleet, worker, "removed")
         reconcile.forget_stored(fleet, worker)
         for runner in list(worker.runners.values()):
-            runner.residency = Residency.unloading
             fleet.move(worker, runner, Cue.gone)
         if worker.operation is not None:
             del fleet.state.operations[worker.operation]
@@ -165,6 +165,7 @@ class Engine:
             return
         if request.phase is RequestPhase.waiting:
             queueing.leave_queue(self.fleet, request)
+            self.fleet.touch(request.model)
         else:
             queueing.free_slot(self.fleet, request, aborted=True)
         self.fleet.count("cancelled")
@@ -207,7 +208,8 @@ class Engine:
         queueing.free_slot(fleet, request, aborted=event.fault is FaultKind.timeout)
         if place is not None:
             self._blame(place[0], request, event.fault)
-        request.excluded.append(event.worker)
+        if event.worker not in request.excluded:
+            request.excluded.append(event.worker)
         if event.fault is FaultKind.crashed:
             request.crashes += 1
         fleet.count("retry")

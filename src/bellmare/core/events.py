@@ -30,6 +30,8 @@ class StoredModel(msgspec.Struct, frozen=True, omit_defaults=True):
     weights_bytes: Bytes
     kv_bytes_per_token: Bytes = Bytes(0)
     """KV cache of one token of one slot, f16; zero if not known."""
+    predicted_kv_bytes_per_token: Bytes = Bytes(0)
+    """The same by Ollama's own crude formula, on which its fit test rests (ollama.md 4.4); zero: as above."""
     recurrent_bytes_per_slot: Bytes = Bytes(0)
     compute_bytes: Bytes = Bytes(0)
     """Compute buffers at the default batch; zero if not known."""

@@ -5,7 +5,7 @@ changes: sorted lists are kept by bisection, and what must be looked at again is
 """
 
 from bisect import bisect_left, insort
-from collections import deque
+from collections.abc import Iterator
 from enum import IntEnum
 from heapq import heappop, heappush
 from zlib import crc32
@@ -39,16 +39,20 @@ class Fleet:
     __slots__ = (
         "_open_key",
         "_preference",
+        "_ready_key",
         "_room_key",
         "blocked",
         "config",
+        "configured",
         "dirty_models",
         "dirty_workers",
+        "loading",
         "now_us",
         "open",
         "out",
         "pending",
         "queues",
+        "ready_slots",
         "room",
         "state",
     )  # fmt: skip
@@ -58,10 +62,16 @@ class Fleet:
         self.state = state
         self.now_us = InstantUs(0)
         self.out: list[Decision] = []
-        self.queues: dict[ModelId, deque[Request]] = {}
-        """Waiting requests in order of arrival; ended ones are skipped lazily."""
+        self.queues: dict[ModelId, list[tuple[int, Request]]] = {}
+        """Waiting requests by order of arrival. Who leaves is taken out at once, so that the queue is bounded too."""
         self.open: dict[ModelId, list[tuple[int, int]]] = {}
         """Ready runners with a free slot: (load in per mille, worker index), least loaded first."""
+        self.ready_slots: dict[ModelId, int] = {}
+        """Slots of all ready runners, taken or free."""
+        self.loading: dict[ModelId, int] = {}
+        """Copies that are being loaded."""
+        self.configured: dict[ModelId, ModelConfig] = {}
+        """What the operator says about a blob, under whichever of its names."""
         self.room: list[tuple[int, int]] = []
         """Workers that may start a placement: (free bytes, worker index)."""
         self.pending: list[tuple[int, ModelId]] = []
@@ -70,6 +80,7 @@ class Fleet:
         self.dirty_models: dict[ModelId, None] = {}
         self.dirty_workers: dict[WorkerId, None] = {}
         self._open_key: dict[tuple[int, ModelId], int] = {}
+        self._ready_key: dict[tuple[int, ModelId], int] = {}
         self._room_key: dict[int, int] = {}
         self._preference: dict[ModelId, list[int]] = {}
         self._derive()
@@ -81,10 +92,12 @@ class Fleet:
             self.know(model)
         waiting = [r for r in self.state.requests.values() if r.phase is RequestPhase.waiting]
         for request in sorted(waiting, key=lambda r: r.seq):
-            self.queues[request.model].append(request)
+            self.queues[request.model].append((request.seq, request))
+        self.rebind()
         for worker in self.state.workers.values():
             for runner in worker.runners.values():
                 self.refresh_open(worker, runner)
+                self.loading[runner.model] += runner.residency is Residency.loading
             self.refresh_room(worker)
         for model in self.state.models.values():
             if model.want is not Want.nothing:
@@ -93,7 +106,7 @@ class Fleet:
     # ------------------------------------------------------------------ looking things up
 
     def model_config(self, model: Model) -> ModelConfig:
-        return self.config.models.get(model.stored.name, NO_CONFIG)
+        return self.configured.get(model.model, NO_CONFIG)
 
     def resolve(self, name: str) -> Model | None:
         """The blob that serves ``name``: what most workers bind it to; of equals, the one seen first."""
@@ -115,11 +128,17 @@ class Fleet:
 
     def acceptable(self, worker: Worker, request: Request) -> bool:
         """Whether ``worker`` may serve it: it binds the name to the blob, and did not fail it while others can."""
-        if request.excluded and worker.worker in request.excluded:
-            model = self.state.models[request.model]
-            if model.healthy_holders > len(request.excluded):
-                return False
+        if worker.worker in request.excluded and self._others_can(request):
+            return False
         return self.holds(worker, request)
+
+    def _others_can(self, request: Request) -> bool:
+        """Whether a worker in routing that did not fail the request stores its model under its name."""
+        for worker_id in self.state.models[request.model].holders:
+            worker = self.state.workers[worker_id]
+            if worker.healthy and worker_id not in request.excluded and self.holds(worker, request):
+                return True
+        return False
 
     def name_on(self, worker: Worker, model: ModelId, *, prefer: str) -> str | None:
         """A name that reaches the blob on that worker; None if none does any more (ollama.md 2.3)."""
@@ -139,15 +158,31 @@ class Fleet:
 
     def know(self, model: Model) -> None:
         """A blob never seen before gets its queue and its list of free runners."""
-        self.queues[model.model] = deque()
+        self.queues[model.model] = []
         self.open[model.model] = []
+        self.ready_slots[model.model] = 0
+        self.loading[model.model] = 0
+
+    def rebind(self) -> None:
+        """Find again which blobs the configured names mean. Of two names over one blob, both are heeded."""
+        self.configured = {}
+        for name, said in self.config.models.items():
+            model = self.resolve(name)
+            if model is None:
+                continue
+            other = self.configured.get(model.model, NO_CONFIG)
+            both = ModelConfig(num_ctx=max(said.num_ctx, other.num_ctx), pinned=said.pinned or other.pinned)
+            self.configured[model.model] = both
 
     def holders_changed(self, model: Model) -> None:
         self._preference.pop(model.model, None)
 
-    def copies(self, model: Model) -> list[tuple[Worker, Runner]]:
+    def copies(self, model: Model) -> Iterator[tuple[Worker, Runner]]:
+        """Its runners in any residency. Lazy, because one of hundreds often answers the question."""
         workers = self.state.workers
-        return [(workers[w], workers[w].runners[model.model]) for w in model.copies]
+        for worker_id in model.copies:
+            worker = workers[worker_id]
+            yield worker, worker.runners[model.model]
 
     def holds(self, worker: Worker, request: Request) -> bool:
         """Whether ``worker`` binds the very name that was asked for to the request's blob."""
@@ -155,15 +190,34 @@ class Fleet:
         return stored is not None and stored.model == request.model
 
     def head(self, model: Model) -> Request | None:
-        """Who waits longest; ended requests before it are dropped from the queue."""
+        """Who waits longest."""
         queue = self.queues[model.model]
-        requests = self.state.requests
-        while queue:
-            request = queue[0]
-            if requests.get(request.request) is request and request.phase is RequestPhase.waiting:
+        return queue[0][1] if queue else None
+
+    def wanting(self, model: Model) -> Request | None:
+        """Who waits longest among those that some worker in routing may serve; without any, who waits longest.
+
+        A request whose name is gone, or is stored on lost workers only, must not keep the others from getting a copy.
+        """
+        head = self.head(model)
+        if head is None or self.servable(model, head):
+            return head
+        refused: dict[str, None] = {head.name: None}
+        for _, request in self.queues[model.model]:
+            if request.name in refused:
+                continue
+            if self.servable(model, request):
                 return request
-            queue.popleft()
-        return None
+            refused[request.name] = None
+        return head
+
+    def servable(self, model: Model, request: Request) -> bool:
+        """Whether any worker in routing stores the model under the request's name."""
+        for worker_id in model.holders:
+            worker = self.state.workers[worker_id]
+            if worker.healthy and self.holds(worker, request):
+                return True
+        return False
 
     def evictable_us(self, runner: Runner) -> InstantUs:
         """A runner stays at least as long as its own load took: shorter is thrash."""
@@ -200,11 +254,13 @@ class Fleet:
         worker.runners[runner.model] = runner
         worker.used_bytes = Bytes(worker.used_bytes + runner.bytes)
         self.state.models[runner.model].copies[worker.worker] = None
+        self.loading[runner.model] += runner.residency is Residency.loading
         self.refresh_open(worker, runner)
         self.refresh_room(worker)
 
     def move(self, worker: Worker, runner: Runner, cue: Cue) -> None:
         """Take one step of the residency table; ``gone`` removes the runner and gives its bytes back to the ledger."""
+        self.loading[runner.model] -= runner.residency is Residency.loading
         runner.residency = after(runner.residency, cue)
         runner.since_us = self.now_us
         if runner.residency is Residency.absent:
@@ -237,9 +293,11 @@ class Fleet:
     def refresh_open(self, worker: Worker, runner: Runner) -> None:
         """Put the runner where its load belongs among those with a free slot, or nowhere."""
         slots, used = runner.slots, runner.used
-        ready = runner.residency is Residency.resident and worker.healthy and used < slots
-        key = used * 1000 // slots if ready else -1
+        ready = runner.residency is Residency.resident and worker.healthy
+        key = used * 1000 // slots if ready and used < slots else -1
         place = (worker.index, runner.model)
+        if ready is not (place in self._ready_key):
+            self._refresh_ready(place, slots if ready else 0)
         old = self._open_key.get(place, -1)
         if key == old:
             return
@@ -251,6 +309,13 @@ class Fleet:
             self._open_key[place] = key
         else:
             del self._open_key[place]
+
+    def _refresh_ready(self, place: tuple[int, ModelId], slots: int) -> None:
+        if slots:
+            self._ready_key[place] = slots
+            self.ready_slots[place[1]] += slots
+        else:
+            self.ready_slots[place[1]] -= self._ready_key.pop(place)
 
     def refresh_room(self, worker: Worker) -> None:
         """Put the worker where its free bytes belong among those that may start a placement, or nowhere."""

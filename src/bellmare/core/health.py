@@ -22,6 +22,7 @@ def unreachable(fleet: Fleet, event: WorkerUnreachable) -> None:
         return
     worker.unreachable += 1
     if event.fault in LOST_AT_ONCE or worker.unreachable >= fleet.config.unreachable_max:
+        worker.distrust_us = max(worker.distrust_us, event.started_us)
         take_out(fleet, worker, str(event.fault))
 
 

@@ -18,6 +18,8 @@ class MemoryShape(msgspec.Struct, frozen=True):
     kv_bytes_per_token: Bytes
     fixed_bytes_per_slot: Bytes
     compute_bytes: Bytes
+    predicted_kv_bytes_per_token: Bytes = Bytes(0)
+    """What Ollama itself predicts: 2 x layers x min(KV heads) x (E / heads) x 2 bytes (ollama.md 4.4)."""
 
 
 class _Keys:
@@ -67,7 +69,8 @@ def memory_shape(info: Mapping[str, object]) -> MemoryShape:
     fixed += _recurrent(keys, layers)
     feed_forward = keys.number("feed_forward_length") * max(1, keys.number("expert_used_count"))
     compute = 4 * DEFAULT_BATCH * (2 * feed_forward + 15 * embedding // 2)
-    return MemoryShape(Bytes(per_token), Bytes(fixed), Bytes(compute))
+    predicted = 4 * layers * min(kv_heads) * head_dim
+    return MemoryShape(Bytes(per_token), Bytes(fixed), Bytes(compute), Bytes(predicted))
 
 
 def _padded(cells: int) -> int:

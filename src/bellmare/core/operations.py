@@ -1,10 +1,11 @@
 """How loads and unloads end. Each ends exactly once: by its own event, or by its deadline if that event was lost."""
 
-from bellmare.core.costs import learn_bytes, learn_load
+from bellmare.core.costs import canonical_num_ctx, learn_bytes, learn_load, need_bytes
 from bellmare.core.decisions import LoadCause, Observe, Refusal, UnloadCause
 from bellmare.core.events import FaultKind, OperationEnded, OperationOutcome
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.health import LOST_AT_ONCE, suspect
+from bellmare.core.placement import barred, could_ever_fit
 from bellmare.core.queueing import reject_waiting
 from bellmare.core.residency import Cue, Residency
 from bellmare.core.scheduler import ask_to_leave
@@ -73,6 +74,7 @@ def _load_done(fleet: Fleet, worker: Worker, runner: Runner, end: tuple[Operatio
     if operation.load_cause is LoadCause.adopt:
         runner.pinned = True
         return
+    runner.granted_num_ctx = runner.num_ctx
     learn_load(worker, model, took_us)
     runner.load_us = SpanUs(took_us)
     runner.ready_us = fleet.now_us
@@ -91,8 +93,10 @@ def _load_broke(fleet: Fleet, worker: Worker, runner: Runner, end: tuple[Model, 
         fleet.move(worker, runner, Cue.load_broke)
     if event.fault is not None and event.fault in LOST_AT_ONCE:
         suspect(fleet, worker, event.fault)
-        return
-    _ask_again(fleet, worker)
+        if event.fault is FaultKind.refused:
+            return  # nothing listened: that says nothing about the model
+    else:
+        _ask_again(fleet, worker)
     fleet.count("load_failed")
     tries = worker.backoff.get(model.model, (0, InstantUs(0)))[0] + 1
     span_us = min(fleet.config.load_backoff_us << min(tries - 1, 20), fleet.config.load_backoff_max_us)
@@ -105,11 +109,13 @@ def _load_broke(fleet: Fleet, worker: Worker, runner: Runner, end: tuple[Model, 
 
 
 def _another_place(fleet: Fleet, model: Model) -> bool:
-    """Whether some healthy holder is not in back-off for this model."""
+    """Whether some healthy holder that could hold this model is not in back-off for it."""
+    num_ctx = canonical_num_ctx(fleet, model)
     for worker_id in model.holders:
         worker = fleet.state.workers[worker_id]
-        retry = worker.backoff.get(model.model)
-        if worker.healthy and (retry is None or retry[1] <= fleet.now_us):
+        if not worker.healthy or barred(fleet, worker, model):
+            continue
+        if could_ever_fit(worker, model, need_bytes(worker, model, num_ctx)):
             return True
     return False
 
@@ -122,6 +128,7 @@ def _unload_ended(fleet: Fleet, worker: Worker, runner: Runner | None, event: Op
         return
     fleet.count("unload_failed")
     fleet.move(worker, runner, Cue.unload_broke)
+    fleet.set_timer(fleet.now_us + fleet.config.load_backoff_us, Timer.look_again, worker.worker)
     if event.fault is not None and event.fault in LOST_AT_ONCE:
         suspect(fleet, worker, event.fault)
     else:

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import crc32
 
-from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes
+from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes, predicted_bytes
 from bellmare.core.eviction import EvictionPolicy
 from bellmare.core.fleet import Fleet
 from bellmare.core.residency import Residency
@@ -24,6 +24,15 @@ WALKED_MAX = 64
 """Workers looked at along the model's order; the rest is found when one of them becomes free."""
 
 
+class Claim(NamedTuple):
+    """What a load asks for."""
+
+    need_bytes: Bytes
+    """What it will take, by our own ledger."""
+    predicted_bytes: int
+    """What Ollama's own fit test will be about."""
+
+
 class Plan(NamedTuple):
     """Load ``model`` on ``worker`` after ``victims`` have left. Sorts by what it costs: lower is better."""
 
@@ -36,7 +45,7 @@ class Plan(NamedTuple):
     order: int
     worker: Worker
     victims: list[Runner]
-    need: Bytes
+    claim: Claim
     num_ctx: int
 
 
@@ -46,8 +55,8 @@ def could_ever_fit(worker: Worker, model: Model, need: int) -> bool:
     return need <= room or not worker.capacity_known
 
 
-def fits(worker: Worker, need: int, *, leaving_bytes: int = 0, leaving: int = 0) -> bool:
-    """Whether a load of ``need`` bytes may be sent once ``leaving`` runners with ``leaving_bytes`` are gone.
+def fits(worker: Worker, claim: Claim, *, leaving_bytes: int = 0, leaving: int = 0) -> bool:
+    """Whether a load may be sent once ``leaving`` runners with ``leaving_bytes`` are gone.
 
     Both our ledger and Ollama's own test must agree (beside others it wants the load within 80 % of free memory, and
     counts runners), else Ollama would evict by itself: ollama.md 3.3.
@@ -58,25 +67,28 @@ def fits(worker: Worker, need: int, *, leaving_bytes: int = 0, leaving: int = 0)
     if worker.runners_max and others >= worker.runners_max:
         return False
     free = worker.free_bytes + leaving_bytes
-    if need > free:
+    if claim.need_bytes > free:
         return False
-    return others == 0 or need * 100 <= (free + worker.headroom_bytes) * worker.fit_percent
+    return others == 0 or claim.predicted_bytes * 100 <= (free + worker.headroom_bytes) * worker.fit_percent
+
+
+def barred(fleet: Fleet, worker: Worker, model: Model) -> bool:
+    """Whether the worker must not try a load of it now, because the last one there failed."""
+    retry = worker.backoff.get(model.model)
+    return retry is not None and retry[1] > fleet.now_us
 
 
 def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, model: Model, *, drain: bool) -> Plan | None:
     """The cheapest way to hold ``model`` on ``worker``, or None. ``drain`` allows victims that are busy."""
-    if model.model in worker.runners:
-        return None
-    retry = worker.backoff.get(model.model)
-    if retry is not None and retry[1] > fleet.now_us:
+    if model.model in worker.runners or barred(fleet, worker, model):
         return None
     num_ctx = canonical_num_ctx(fleet, model)
-    need = need_bytes(worker, model, num_ctx)
-    if not could_ever_fit(worker, model, need):
+    claim = Claim(need_bytes(worker, model, num_ctx), predicted_bytes(worker, model, num_ctx))
+    if not could_ever_fit(worker, model, claim.need_bytes):
         return None
     victims: list[Runner] | None = []
-    if not fits(worker, need):
-        victims = _victims(fleet, policy, worker, need, drain=drain)
+    if not fits(worker, claim):
+        victims = _victims(fleet, policy, worker, claim, drain=drain)
         if victims is None:
             return None
     assert victims is not None
@@ -88,37 +100,50 @@ def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, model: Model, 
         order=crc32(f"{model.model}|{worker.worker}".encode()),
         worker=worker,
         victims=victims,
-        need=need,
+        claim=claim,
         num_ctx=num_ctx,
     )
 
 
-def _victims(fleet: Fleet, policy: EvictionPolicy, worker: Worker, need: int, *, drain: bool) -> list[Runner] | None:
+def _victims(fleet: Fleet, policy: EvictionPolicy, worker: Worker, claim: Claim, *, drain: bool) -> list[Runner] | None:
     """The smallest prefix of the policy's order that makes room, less what turns out not to be needed."""
-    idle: list[Runner] = []
-    busy: list[Runner] = []
-    for runner in worker.runners.values():
-        if runner.residency is not Residency.resident or not evictable(fleet, worker, runner):
-            continue
-        if not runner.used:
-            idle.append(runner)
-        elif drain and fleet.evictable_us(runner) <= fleet.now_us:
-            busy.append(runner)
-    order = policy.rank(fleet, idle) + (policy.rank(fleet, busy) if drain else [])
+    idle, busy = victims_on(fleet, worker, drain=drain)
+    leaving_bytes = sum(runner.bytes for runner in idle) + sum(runner.bytes for runner in busy)
+    if not fits(worker, claim, leaving_bytes=leaving_bytes, leaving=len(idle) + len(busy)):
+        return None
+    order = policy.rank(fleet, idle) + policy.rank(fleet, busy)
     chosen: list[Runner] = []
     freed = 0
     for runner in order:
         chosen.append(runner)
         freed += runner.bytes
-        if fits(worker, need, leaving_bytes=freed, leaving=len(chosen)):
+        if fits(worker, claim, leaving_bytes=freed, leaving=len(chosen)):
             break
-    else:
-        return None
     for runner in chosen[:-1]:  # the last one was needed, or the loop had ended before it
-        if fits(worker, need, leaving_bytes=freed - runner.bytes, leaving=len(chosen) - 1):
+        if fits(worker, claim, leaving_bytes=freed - runner.bytes, leaving=len(chosen) - 1):
             chosen.remove(runner)
             freed -= runner.bytes
     return chosen
+
+
+def victims_on(fleet: Fleet, worker: Worker, *, drain: bool) -> tuple[list[Runner], list[Runner]]:
+    """Who could leave: idle runners, and busy ones if ``drain``. None before it has stayed as long as its load took."""
+    idle: list[Runner] = []
+    busy: list[Runner] = []
+    for runner in worker.runners.values():
+        if runner.residency is not Residency.resident or (runner.used and not drain):
+            continue
+        if fleet.evictable_us(runner) <= fleet.now_us and evictable(fleet, worker, runner):
+            (busy if runner.used else idle).append(runner)
+    return idle, busy
+
+
+def room_at_most(fleet: Fleet, worker: Worker, *, drain: bool) -> int:
+    """No load of more bytes can be made to fit, whoever leaves."""
+    if not worker.capacity_known:
+        return worker.capacity_bytes + (1 << 62)  # an empty worker of unknown size is tried with anything
+    idle, busy = victims_on(fleet, worker, drain=drain)
+    return worker.free_bytes + sum(runner.bytes for runner in idle) + sum(runner.bytes for runner in busy)
 
 
 def evictable(fleet: Fleet, worker: Worker, runner: Runner) -> bool:
@@ -141,7 +166,7 @@ def choose(fleet: Fleet, policy: EvictionPolicy, model: Model, *, drain: bool) -
 
 def choose_free(fleet: Fleet, policy: EvictionPolicy, model: Model) -> Plan | None:
     """A plan for one more copy that costs nobody anything: only workers with room to spare."""
-    head = fleet.head(model)
+    head = fleet.wanting(model)
     for worker in _tightest(fleet, model):
         if head is not None and not fleet.acceptable(worker, head):
             continue
@@ -152,7 +177,7 @@ def choose_free(fleet: Fleet, policy: EvictionPolicy, model: Model) -> Plan | No
 
 
 def _candidates(fleet: Fleet, model: Model) -> Iterator[Worker]:
-    head = fleet.head(model)
+    head = fleet.wanting(model)
     seen: dict[int, None] = {}
     weighed = 0
     for worker in _in_order(fleet, model):
@@ -179,7 +204,12 @@ def _in_order(fleet: Fleet, model: Model) -> Iterator[Worker]:
 
 def _tightest(fleet: Fleet, model: Model) -> Iterator[Worker]:
     """Workers that can hold it without a victim, the tightest fit first, so that large rooms stay for large models."""
-    need = model.stored.weights_bytes
+    if len(model.holders) <= WEIGHED_MAX:
+        near = [fleet.state.workers[worker] for worker in model.holders]
+        near = [worker for worker in near if worker.free_bytes >= model.least_bytes and fleet.available(worker)]
+        yield from sorted(near, key=lambda worker: (worker.free_bytes, worker.index))
+        return
+    need = model.least_bytes
     start = bisect_left(fleet.room, (need, -1))
     for _, index in fleet.room[start : start + FITS_WEIGHED_MAX]:
         worker = fleet.at(index)

@@ -1,5 +1,6 @@
 """The queue of each model: in, out, and back in at its old place. First come first served, by order of arrival."""
 
+from bisect import bisect_left, insort
 from zlib import crc32
 
 from bellmare.core.costs import prefill_left_us
@@ -9,8 +10,6 @@ from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.state import Model, Request, RequestPhase, Runner, Worker
 from bellmare.core.units import SECOND_US, InstantUs, SpanUs
 
-PASSED_OVER_MAX = 16
-"""Waiting requests looked at for a free slot when the first ones may not run on that worker."""
 RETRY_AFTER_MIN_US = SECOND_US
 JITTER_PERCENT = 20
 
@@ -18,27 +17,24 @@ JITTER_PERCENT = 20
 def enqueue(fleet: Fleet, request: Request) -> None:
     """Let a request wait at the place that its arrival gives it; a retried one does not go to the end."""
     model = fleet.state.models[request.model]
-    queue = fleet.queues[request.model]
     request.phase = RequestPhase.waiting
     request.worker = None
-    if not queue or queue[-1].seq < request.seq:
-        queue.append(request)
-    else:
-        place = next(i for i, other in enumerate(queue) if other.seq > request.seq)
-        queue.insert(place, request)
+    insort(fleet.queues[request.model], (request.seq, request))
+    fleet.set_timer(request.deadline_us, Timer.request, request.request)
+    if not model.healthy_holders:
+        grace_us = fleet.config.worker_lost_grace_us
+        fleet.set_timer(max(fleet.now_us, model.stranded_us + grace_us), Timer.stranded, model.model)
     model.waiting += 1
     fleet.state.waiting += 1
     fleet.touch(request.model)
 
 
 def leave_queue(fleet: Fleet, request: Request) -> None:
-    """It waits no longer; its entry in the queue is dropped when it comes to the front."""
-    model = fleet.state.models[request.model]
-    model.waiting -= 1
+    """It waits no longer."""
+    queue = fleet.queues[request.model]
+    del queue[bisect_left(queue, (request.seq,))]  # sequence numbers are unique: no request is ever compared
+    fleet.state.models[request.model].waiting -= 1
     fleet.state.waiting -= 1
-    if model.waiting == 0:
-        fleet.queues[request.model].clear()
-        fleet.touch(request.model)
 
 
 def dispatch(fleet: Fleet, request: Request, worker: Worker, runner: Runner) -> None:
@@ -89,13 +85,14 @@ def _serve_one(fleet: Fleet, request: Request) -> bool:
 
 def _serve_other(fleet: Fleet, model: Model) -> bool:
     """The head may not run where slots are free (another name, or it failed there): the next ones may."""
-    requests = fleet.state.requests
-    for position, request in enumerate(fleet.queues[model.model]):
-        if position > PASSED_OVER_MAX:
-            return False
-        live = requests.get(request.request) is request and request.phase is RequestPhase.waiting
-        if position and live and _serve_one(fleet, request):
+    refused: dict[str, None] = {}
+    for _, request in fleet.queues[model.model]:
+        if request.name in refused and not request.excluded:
+            continue
+        if _serve_one(fleet, request):
             return True
+        if not request.excluded:
+            refused[request.name] = None
     return False
 
 
@@ -137,6 +134,7 @@ def reject(fleet: Fleet, request: Request, refusal: Refusal, *, detail: str = ""
     """End a request without an answer. It must hold no slot."""
     if fleet.state.requests.pop(request.request, None) is not None and request.phase is RequestPhase.waiting:
         leave_queue(fleet, request)
+        fleet.touch(request.model)
     retry_after = _honest(fleet, request.request, retry_us) if retry_us else SpanUs(0)
     fleet.count(f"refused_{refusal}")
     fleet.decide(Reject(request=request.request, refusal=refusal, retry_after_us=retry_after, detail=detail))
@@ -144,9 +142,8 @@ def reject(fleet: Fleet, request: Request, refusal: Refusal, *, detail: str = ""
 
 def reject_waiting(fleet: Fleet, model: Model, refusal: Refusal, *, detail: str = "", retry_us: int = 0) -> None:
     """End all that wait for ``model``; bounded by the queue's own bound."""
-    for request in list(fleet.queues[model.model]):
-        if fleet.state.requests.get(request.request) is request and request.phase is RequestPhase.waiting:
-            reject(fleet, request, refusal, detail=detail, retry_us=retry_us)
+    for _, request in list(fleet.queues[model.model]):
+        reject(fleet, request, refusal, detail=detail, retry_us=retry_us)
 
 
 def _honest(fleet: Fleet, request: str, wait_us: int) -> SpanUs:

@@ -4,7 +4,7 @@ An observation cannot know what happened after it was asked for, so it never con
 start.
 """
 
-from bellmare.core.costs import canonical_num_ctx, learn_bytes, load_estimate_us, need_bytes, slots_of
+from bellmare.core.costs import canonical_num_ctx, learn_bytes, learn_least, load_estimate_us, need_bytes, slots_of
 from bellmare.core.decisions import UnloadCause
 from bellmare.core.events import LoadedModel, StoredModel, WorkerObserved
 from bellmare.core.fleet import Fleet
@@ -20,6 +20,8 @@ def observed(fleet: Fleet, event: WorkerObserved) -> None:
     worker = fleet.state.workers.get(event.worker)
     if worker is None or event.started_us < worker.observed_us:
         return
+    if not worker.healthy and event.started_us < worker.distrust_us:
+        return  # asked before the worker was lost, or in an earlier life under the same id
     worker.observed_us = event.started_us
     worker.version = event.version or worker.version
     if event.stored is not None:
@@ -37,21 +39,48 @@ def forget_stored(fleet: Fleet, worker: Worker) -> None:
 
 
 def _take_stored(fleet: Fleet, worker: Worker, stored: tuple[StoredModel, ...]) -> None:
-    """Update names, votes and holders by what changed."""
+    """Update names, votes and holders by what changed; ``stored`` itself first, since holders are looked at by name."""
     new = {entry.name: entry for entry in stored}
-    for name, entry in worker.stored.items():
+    before, worker.stored = worker.stored, new
+    moved = False
+    for name, entry in before.items():
         if name not in new or new[name].model != entry.model:
             _unvote(fleet, worker, entry)
+            moved = True
     for name, entry in new.items():
-        old = worker.stored.get(name)
+        old = before.get(name)
         if old is None or old.model != entry.model:
             _vote(fleet, worker, entry)
+            moved = True
         elif old != entry:
-            fleet.state.models[entry.model].stored = entry
-    worker.stored = new
-    for runner in worker.runners.values():
-        if fleet.name_on(worker, runner.model, prefer=runner.name) is None:
-            fleet.count("unreachable_runner")
+            model = fleet.state.models[entry.model]
+            model.stored = entry
+            learn_least(fleet, model)
+    if moved and fleet.config.models:
+        _heed_config(fleet)
+    for runner in list(worker.runners.values()):
+        _check_name(fleet, worker, runner)
+
+
+def _heed_config(fleet: Fleet) -> None:
+    """Names changed hands: what the operator says about a name now concerns another blob."""
+    before = fleet.configured
+    fleet.rebind()
+    for model_id in before | fleet.configured:
+        if before.get(model_id) != fleet.configured.get(model_id):
+            learn_least(fleet, fleet.state.models[model_id])
+            fleet.touch(model_id)
+
+
+def _check_name(fleet: Fleet, worker: Worker, runner: Runner) -> None:
+    """A runner whose name went to another blob leaves while some name still reaches it: later none can unload it."""
+    name = fleet.name_on(worker, runner.model, prefer=runner.name)
+    if name is None:
+        fleet.count("unreachable_runner")
+    elif name != runner.name and runner.name in worker.stored:
+        runner.name = name
+        if runner.residency in (Residency.resident, Residency.draining):
+            ask_to_leave(fleet, worker, runner, UnloadCause.replaced)
 
 
 def _vote(fleet: Fleet, worker: Worker, entry: StoredModel) -> None:
@@ -60,6 +89,7 @@ def _vote(fleet: Fleet, worker: Worker, entry: StoredModel) -> None:
     if model is None:
         model = state.models[entry.model] = Model(model=entry.model, stored=entry)
         fleet.know(model)
+        learn_least(fleet, model)
     votes = state.votes.setdefault(entry.name, {})
     votes[entry.model] = votes.get(entry.model, 0) + 1
     names = model.holders.get(worker.worker, 0)
@@ -99,15 +129,24 @@ def _take_loaded(fleet: Fleet, worker: Worker, event: WorkerObserved) -> None:
         _take_one(fleet, worker, model, (loaded, event.started_us))
     worker.foreign_bytes = Bytes(foreign)
     for runner in list(worker.runners.values()):
-        if runner.model not in seen and not _newer(worker, runner, event.started_us):
+        if runner.model not in seen and not _newer(fleet, worker, runner, event.started_us):
             fleet.count("found_gone")
             fleet.move(worker, runner, Cue.gone)
+    worker.left = {model: left_us for model, left_us in worker.left.items() if left_us >= event.started_us}
 
 
-def _newer(worker: Worker, runner: Runner, started_us: InstantUs) -> bool:
-    """Whether the runner's state is younger than the observation, or an operation is about to settle it."""
-    under_way = runner.residency in (Residency.loading, Residency.unloading) and worker.operation is not None
-    return runner.since_us >= started_us or under_way
+def _newer(fleet: Fleet, worker: Worker, runner: Runner, started_us: InstantUs) -> bool:
+    """Whether the runner's state is younger than the observation, or an operation is about to settle it.
+
+    Of two things in one instant the order is not known. Only a runner whose operation has broken needs no doubt: that
+    was asked about because of it.
+    """
+    if runner.residency is Residency.loading:
+        return True
+    if runner.residency is Residency.unloading:
+        operation = fleet.state.operations.get(worker.operation) if worker.operation is not None else None
+        return runner.since_us > started_us or (operation is not None and operation.model == runner.model)
+    return runner.since_us >= started_us
 
 
 def _take_one(fleet: Fleet, worker: Worker, model: Model, sight: tuple[LoadedModel, InstantUs]) -> None:
@@ -117,7 +156,7 @@ def _take_one(fleet: Fleet, worker: Worker, model: Model, sight: tuple[LoadedMod
         if worker.left.get(model.model, InstantUs(-1)) < started_us:
             _adopt(fleet, worker, model, loaded)
         return
-    if runner.residency is Residency.loading or _newer(worker, runner, started_us):
+    if _newer(fleet, worker, runner, started_us):
         return
     if runner.residency is Residency.unloading:
         if not loaded.expired:
@@ -136,7 +175,7 @@ def _adopt(fleet: Fleet, worker: Worker, model: Model, loaded: LoadedModel) -> N
     runner = Runner(
         worker=worker.worker,
         model=model.model,
-        name=loaded.name,
+        name=fleet.name_on(worker, model.model, prefer=loaded.name) or loaded.name,
         residency=Residency.absent,
         num_ctx=num_ctx,
         slots=slots_of(worker, model),
@@ -155,7 +194,9 @@ def _adopt(fleet: Fleet, worker: Worker, model: Model, loaded: LoadedModel) -> N
 
 def _check_shape(fleet: Fleet, worker: Worker, model: Model, runner: Runner) -> None:
     """A context below the canonical one would cut prompts without a word: such a runner leaves, to be loaded anew."""
-    if runner.num_ctx < canonical_num_ctx(fleet, model) and runner.model not in worker.leaving:
+    if runner.num_ctx >= canonical_num_ctx(fleet, model) or runner.num_ctx == runner.granted_num_ctx:
+        return
+    if runner.model not in worker.leaving:
         ask_to_leave(fleet, worker, runner, UnloadCause.shape)
 
 

@@ -11,7 +11,7 @@ from bellmare.core.costs import load_estimate_us, predicted_wait_us, slots_of
 from bellmare.core.decisions import Drain, Load, LoadCause, Undrain, Unload, UnloadCause
 from bellmare.core.eviction import EvictionPolicy
 from bellmare.core.fleet import Fleet, Timer
-from bellmare.core.placement import Plan, choose, choose_free, evictable, fits, plan_on
+from bellmare.core.placement import Claim, Plan, choose, choose_free, evictable, fits, plan_on, room_at_most
 from bellmare.core.residency import Cue, Residency
 from bellmare.core.state import Model, Operation, OperationKind, Placement, Runner, Want, Worker
 from bellmare.core.units import SECOND_US, Bytes, InstantUs, ModelId, OperationId, SpanUs
@@ -59,6 +59,10 @@ def _take(marks: dict[Any, None]) -> Any:
 
 def _reassess(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
     """Whether the model wants a copy, after anything about its queue or its copies has changed."""
+    for worker_id in list(model.placements):
+        worker = fleet.state.workers[worker_id]
+        if worker.placement is not None and not _still_wanted(fleet, model, worker.placement):
+            cancel_placement(fleet, worker)
     wanted = model.waiting > 0 or fleet.model_config(model).pinned
     if not wanted or not model.healthy_holders:
         fleet.set_want(model, Want.nothing)
@@ -76,7 +80,7 @@ def _has_supply(fleet: Fleet, model: Model) -> bool:
     """Whether some copy serves, or will without further decisions, those who wait."""
     if model.placements:
         return True
-    head = fleet.head(model)
+    head = fleet.wanting(model)
     for worker, runner in fleet.copies(model):
         usable = runner.residency is Residency.loading or (runner.residency is Residency.resident and worker.healthy)
         if usable and (head is None or fleet.acceptable(worker, head)):
@@ -86,12 +90,13 @@ def _has_supply(fleet: Fleet, model: Model) -> bool:
 
 def _consider_replica(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
     """One more copy where it costs nobody anything, when the queue will outlast a load."""
-    if not fleet.room or model.placements or model.waiting < 2:
+    if not fleet.room or model.placements or model.waiting < 2 or fleet.loading[model.model]:
         return
-    if any(runner.residency is Residency.loading for _, runner in fleet.copies(model)):
+    wait_us = predicted_wait_us(fleet, model)
+    if wait_us <= 2 * model.load_us:
         return
     plan = choose_free(fleet, policy, model)
-    if plan is not None and predicted_wait_us(fleet, model) > 2 * plan.load_us:
+    if plan is not None and wait_us > 2 * plan.load_us:
         start(fleet, policy, model, plan=plan, cause=LoadCause.replica)
 
 
@@ -122,7 +127,7 @@ def allow_drain(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
 def start(fleet: Fleet, policy: EvictionPolicy, model: Model, *, plan: Plan, cause: LoadCause) -> None:
     """Commit to a plan: its victims take no more requests from this instant."""
     worker = plan.worker
-    head = fleet.head(model)
+    head = fleet.wanting(model)
     prefer = head.name if head is not None else model.stored.name
     name = fleet.name_on(worker, model.model, prefer=prefer)
     assert name is not None, "a plan is made for holders only"
@@ -132,7 +137,8 @@ def start(fleet: Fleet, policy: EvictionPolicy, model: Model, *, plan: Plan, cau
         name=name,
         cause=cause,
         num_ctx=plan.num_ctx,
-        need_bytes=plan.need,
+        need_bytes=plan.claim.need_bytes,
+        predicted_bytes=plan.claim.predicted_bytes,
         victims=[victim.model for victim in plan.victims],
         started_us=fleet.now_us,
     )
@@ -176,7 +182,7 @@ def _carry_on(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
     placement.victims = [victim for victim in placement.victims if victim in worker.runners]
     if placement.victims:
         return _unload_victim(fleet, worker, placement)
-    if not fits(worker, placement.need_bytes):
+    if not fits(worker, Claim(placement.need_bytes, placement.predicted_bytes)):
         cancel_placement(fleet, worker)
         return False
     _load(fleet, worker, placement, model)
@@ -200,7 +206,10 @@ def _unload_victim(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
             return False
         if runner.residency is Residency.resident:  # an unload that broke, or a runner seen again
             _drain(fleet, worker, runner, cause=UnloadCause.room, wanted_by=placement.model)
-        if runner.residency is Residency.draining and not runner.used:
+        if fleet.name_on(worker, victim, prefer=runner.name) is None:
+            cancel_placement(fleet, worker)
+            return False
+        if not runner.used:  # draining, or an unload that broke and is not over yet
             unload(fleet, worker, runner, cause=UnloadCause.room, wanted_by=placement.model)
             return True
     return True
@@ -308,16 +317,25 @@ def _begin(fleet: Fleet, worker: Worker, runner: Runner, *, expected_us: SpanUs,
 def _let_leave(fleet: Fleet, worker: Worker) -> bool:
     """Unload a runner that was asked to leave and is idle."""
     for model, cause in list(worker.leaving.items()):
-        runner = worker.runners.get(model)
-        if runner is None or fleet.name_on(worker, model, prefer=runner.name) is None:
-            del worker.leaving[model]
+        runner = worker.runners[model]
+        if fleet.name_on(worker, model, prefer=runner.name) is None:
+            _let_stay(fleet, worker, runner)
             continue
         if runner.residency is Residency.resident:
             _drain(fleet, worker, runner, cause=cause, wanted_by=None)
-        if runner.residency is Residency.draining and not runner.used:
+        patience_us = fleet.config.load_backoff_us if runner.unload_tries >= UNLOAD_TRIES_MAX else 0
+        if not runner.used and runner.since_us + patience_us <= fleet.now_us:
             unload(fleet, worker, runner, cause=cause)
             return True
     return False
+
+
+def _let_stay(fleet: Fleet, worker: Worker, runner: Runner) -> None:
+    """No name reaches it any more, so that it cannot be unloaded; it serves again if a name comes back."""
+    del worker.leaving[runner.model]
+    if runner.residency is Residency.draining:
+        fleet.move(worker, runner, Cue.undrain)
+        fleet.decide(Undrain(worker=worker.worker, model=runner.model))
 
 
 def _adopt(fleet: Fleet, worker: Worker) -> bool:
@@ -339,7 +357,9 @@ def _adopt(fleet: Fleet, worker: Worker) -> bool:
 
 def _shrink(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> bool:
     """Measured memory passed the real capacity: the least valuable idle runner goes."""
-    if not worker.capacity_known or worker.free_bytes + worker.headroom_bytes >= 0:
+    going = (Residency.draining, Residency.unloading)
+    leaving_bytes = sum(runner.bytes for runner in worker.runners.values() if runner.residency in going)
+    if not worker.capacity_known or worker.free_bytes + worker.headroom_bytes + leaving_bytes >= 0:
         return False
     idle = [
         runner
@@ -355,17 +375,19 @@ def _shrink(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> bool:
 def _try_blocked(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
     """The worker's loader is free: start what waits longest among that which it can make room for."""
     tried = 0
-    for _, model_id in list(fleet.blocked):
-        model = fleet.state.models[model_id]
-        if worker.worker not in model.holders:
+    models = fleet.state.models
+    most = {drain: room_at_most(fleet, worker, drain=drain) for drain in (False, True)}
+    for _, model_id in fleet.blocked:
+        model = models[model_id]
+        if model.least_bytes > most[model.may_drain] or worker.worker not in model.holders:
             continue
-        head = fleet.head(model)
+        head = fleet.wanting(model)
         if head is not None and not fleet.acceptable(worker, head):
             continue
         plan = plan_on(fleet, policy, worker, model, drain=model.may_drain)
         if plan is not None:
             start(fleet, policy, model, plan=plan, cause=_cause(model))
-            return
+            return  # the list has changed
         tried += 1
         if tried == TRIED_PER_WORKER_MAX:
             return

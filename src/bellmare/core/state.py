@@ -41,6 +41,8 @@ class Runner(msgspec.Struct):
     adopt_after_us: InstantUs = InstantUs(0)
     """Not pinned again before this instant."""
     unload_tries: int = 0
+    granted_num_ctx: int = 0
+    """The context that our own load brought; less than was asked is the worker's limit, not a wrong shape."""
 
     @property
     def used(self) -> int:
@@ -76,6 +78,8 @@ class Placement(msgspec.Struct):
     cause: LoadCause
     num_ctx: int
     need_bytes: Bytes
+    predicted_bytes: int
+    """What Ollama's own fit test will be about."""
     victims: list[ModelId]
     started_us: InstantUs
 
@@ -154,6 +158,8 @@ class Model(msgspec.Struct):
     service_us: SpanUs = SpanUs(0)
     """Moving average from dispatch to end; zero before the first."""
     load_us: SpanUs = SpanUs(0)
+    least_bytes: Bytes = Bytes(0)
+    """No runner of it can be booked for less, on any worker: what a quick look at a full worker compares with."""
     measured_bytes: dict[str, Bytes] = {}
     """Runner bytes as measured, by ``costs.shape_key``."""
     failures: int = 0

@@ -65,6 +65,25 @@ class Receiver(Protocol):
         """The answer will not be completed."""
 
 
+class _Nobody:
+    """Receiver of an ended call, so that call and receiver are no reference cycle for the collector to find."""
+
+    def on_response(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        raise AssertionError("a callback after the end")
+
+    def on_data(self, data: bytes) -> None:
+        raise AssertionError("a callback after the end")
+
+    def on_end(self) -> None:
+        raise AssertionError("a callback after the end")
+
+    def on_failure(self, failure: UpstreamFailure) -> None:
+        raise AssertionError("a callback after the end")
+
+
+_NOBODY = _Nobody()
+
+
 class Call:
     """A request under way. Made by ``Upstream.send``."""
 
@@ -89,7 +108,7 @@ class Call:
         self._upstream = upstream
         self.message = message
         """The whole request, kept for the one retry until the first response byte."""
-        self.receiver = receiver
+        self.receiver: Receiver = receiver
         self.head_only = head_only
         """The method was HEAD: whatever the head says, no body comes."""
         self._idle_timeout_s = inf if idle_timeout_s is None else idle_timeout_s
@@ -106,6 +125,14 @@ class Call:
     def connected(self) -> bool:
         """Whether it has a connection now."""
         return self.connection is not None
+
+    def retire(self) -> Receiver:
+        """The call has ended: forget the request and the receiver, who is returned for the last word."""
+        assert not self.ended, "a call ends once"
+        self.ended = True
+        self.message = b""
+        receiver, self.receiver = self.receiver, _NOBODY
+        return receiver
 
     def abort(self) -> None:
         """Give up: the connection is closed at once and no callback follows. Does nothing after the end."""

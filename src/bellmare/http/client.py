@@ -1,7 +1,7 @@
 """Requests to one upstream server: a bounded LIFO pool, one dial per missing connection, one sweep for all timeouts.
 
-``send`` is synchronous and calls back; ``fetch`` is for everything that is not a client's request. Nothing of a client's head
-ever reaches an upstream server: the head is built here.
+``send`` is synchronous and calls back; ``fetch`` is for everything that is not a client's request. Nothing of a
+client's head ever reaches an upstream server: the head is built here.
 """
 
 import asyncio
@@ -24,6 +24,7 @@ __all__ = [
     "UpstreamLimits",
 ]
 
+_CLOSE_TIMEOUT_S = 5.0
 _TARGET = re.compile(r"/[!-~]*")
 _METHOD = re.compile(r"[A-Z]+")
 
@@ -61,7 +62,7 @@ class Upstream:
         """Connections ever begun; proves reuse."""
         self._base_path = base_path.rstrip("/")
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
-        self._head_tail = b" HTTP/1.1\r\nhost: %b\r\naccept-encoding: identity\r\n" % address.encode("idna")
+        self._head_tail = b" HTTP/1.1\r\nhost: %b\r\naccept-encoding: identity\r\n" % address.encode("ascii")
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._calls: set[Call] = set()
@@ -69,7 +70,8 @@ class Upstream:
         self._idle: dict[UpstreamConnection, None] = {}
         """Oldest first: taken from the end, aged from the beginning."""
         self._dials: dict[Call, asyncio.Task[UpstreamConnection]] = {}
-        self._emptied: asyncio.Future[None] | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
         self._sweeper: asyncio.TimerHandle | None = None
 
     @property
@@ -87,7 +89,7 @@ class Upstream:
         """Open connections, idle ones included."""
         return len(self._connections)
 
-    def send(
+    def send(  # one parameter more than the house rule: both timeouts must come from the caller
         self,
         method: str,
         path: str,
@@ -100,7 +102,8 @@ class Upstream:
     ) -> Call:
         """Send a request; the answer goes to ``receiver``, never before this returns.
 
-        ``first_byte_timeout_s`` runs from now to the end of the response head, ``idle_timeout_s`` from read to read after it.
+        ``first_byte_timeout_s`` runs from now to the end of the response head, ``idle_timeout_s`` from read to read
+        after it; None is no limit.
         """
         message = self._render(method, path, body=body, headers=headers)
         call = Call(self, message, receiver=receiver, head_only=method == "HEAD", idle_timeout_s=idle_timeout_s)
@@ -147,10 +150,9 @@ class Upstream:
         dials = tuple(self._dials.values())
         if dials:
             await asyncio.wait(dials, timeout=self.limits.connect_timeout_s)
-        if self._connections:
-            self._emptied = self._loop.create_future()
-            # An aborted connection is reported lost in the next turns of the loop; the bound is for our own bugs.
-            await asyncio.wait((self._emptied,), timeout=1.0)
+        # An aborted connection is reported lost in the next turns of the loop; the bound is for our own bugs.
+        async with asyncio.timeout(_CLOSE_TIMEOUT_S):
+            await self._empty.wait()
         assert not self._connections, "connections outlived the client"
 
     # What calls and connections use
@@ -163,22 +165,16 @@ class Upstream:
 
     def end(self, call: Call) -> None:
         """The answer is complete."""
-        self._retire(call)
-        call.receiver.on_end()
+        self._retire(call).on_end()
 
     def fail(self, call: Call, failure: UpstreamFailure) -> None:
         """The call cannot be completed."""
-        self._retire(call)
-        call.receiver.on_failure(failure)
+        self._retire(call).on_failure(failure)
 
     def retry(self, call: Call) -> None:
         """A reused connection turned out to be stale: once more on a fresh one."""
         call.retried = True
         self._dial(call)
-
-    def opened(self, connection: UpstreamConnection) -> None:
-        """A dialled connection stands."""
-        self._connections.add(connection)
 
     def release(self, connection: UpstreamConnection) -> None:
         """A connection has done its call and may do another."""
@@ -192,8 +188,8 @@ class Upstream:
         """A connection is gone."""
         self._connections.discard(connection)
         self._idle.pop(connection, None)
-        if not self._connections and self._emptied is not None and not self._emptied.done():
-            self._emptied.set_result(None)
+        if not self._connections:
+            self._empty.set()
 
     # Own
 
@@ -231,6 +227,10 @@ class Upstream:
         error = task.exception()
         if error is None:
             connection = task.result()
+            if connection.usable:
+                # Registered only now: uvloop closes the socket of a cancelled dial without calling connection_lost.
+                self._connections.add(connection)
+                self._empty.clear()
             if call.ended:
                 connection.abort()
             elif connection.usable:
@@ -254,14 +254,13 @@ class Upstream:
         else:
             self.fail(call, UpstreamFailure(kind, detail, received=False))
 
-    def _retire(self, call: Call) -> None:
+    def _retire(self, call: Call) -> Receiver:
         """Take a call off the books before its user hears of it."""
-        assert not call.ended, "a call ends once"
-        call.ended = True
         self._calls.discard(call)
         dial = self._dials.get(call)
         if dial is not None:
             dial.cancel()
+        return call.retire()
 
     def _sweep(self) -> None:
         """Look at all deadlines; stops itself when there is nothing to watch."""

@@ -51,10 +51,12 @@ class Application(Protocol):
 
 def render_head(status: int, headers: Headers, framing: bytes) -> bytes:
     """The bytes of a response's head. ``framing`` are the server's own header lines, each with its CRLF."""
-    lines = b"".join([b"%b: %b\r\n" % (name, value) for name, value in headers])
-    assert lines.count(b"\n") == lines.count(b"\r") == len(headers), "line break in a response header"
-    start = _STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status
-    return b"%b%b%b\r\n" % (start, lines, framing)
+    parts = [_STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status]
+    for name, value in headers:
+        parts += (name, b": ", value, b"\r\n")
+    lines = b"".join(parts)
+    assert lines.count(b"\n") == lines.count(b"\r") == len(headers) + 1, "line break in a response header"
+    return lines + framing + b"\r\n"
 
 
 class Exchange:

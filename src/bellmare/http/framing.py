@@ -1,7 +1,7 @@
 """Where a request's head and body end, decided in one place and strictly.
 
-What llhttp lets pass (odd hosts, Upgrade with a body, lists of codings) is refused here first; then llhttp parses the head
-as a second opinion. The body never goes through a parser that could find another end for it.
+What llhttp lets pass (odd hosts, Upgrade with a body, lists of codings) is refused here first; then llhttp parses the
+head as a second opinion. The body never goes through a parser that could find another end for it.
 """
 
 import re
@@ -19,7 +19,6 @@ _HEADERS = rb"(?:" + _TOKEN + rb":[\t -~\x80-\xff]*\r\n)*"
 _HEAD = re.compile(rb"([A-Z][A-Z-]{0,31}) (/[!\"$-~]*|\*) HTTP/1\.([01])\r\n" + _HEADERS + rb"\r\n")
 _REQUEST_LINE = re.compile(rb"[A-Z][A-Z-]{0,31} (\S*) HTTP/([0-9]\.[0-9])\r\n")
 _HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%-]+)(?::[0-9]{0,5})?")
-_LENGTH = re.compile(rb"[0-9]{1,18}")
 _CODING = re.compile(_TOKEN)
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;" + _TOKEN + rb"(?:=(?:" + _TOKEN + rb'|"[\t !#-\[\]-~]*"))?)*\r\n')
@@ -28,6 +27,8 @@ _TRAILERS = re.compile(_HEADERS + rb"\r\n")
 _CHUNK_LINE_BYTES_MAX = 256
 """Size and extensions of one chunk; nobody sends extensions, and 1 MB of them is an attack."""
 _TRAILER_BYTES_MAX = 8192
+_LENGTH_DIGITS_MAX = 18
+"""Below 2^63, so that nobody behind us wraps around."""
 _SPECIAL = frozenset(
     (b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"content-encoding"),
 )
@@ -46,35 +47,24 @@ class Malformed(Exception):  # noqa: N818  # a verdict on the client's bytes, no
 class Head:
     """A request's head as llhttp read it, and what it says about the body and the connection."""
 
-    __slots__ = ("continues", "headers", "keep_alive", "length", "method", "minor", "repeated", "special", "target")
+    __slots__ = ("continues", "headers", "keep_alive", "length", "minor", "url")
 
-    def __init__(self) -> None:
-        self.method = ""
-        self.target = ""
-        self.minor = 1
+    def __init__(self, minor: int) -> None:
+        self.url = b""
+        self.minor = minor
+        """HTTP/1.x."""
         self.headers: list[tuple[bytes, bytes]] = []
-        self.special: dict[bytes, bytes] = {}
-        """The headers that decide framing, by name. Only ``connection`` may come twice; it is joined."""
-        self.repeated = False
-        """A header that decides framing came twice."""
         self.length = 0
         """Bytes of the body, or ``CHUNKED``."""
-        self.keep_alive = True
+        self.keep_alive = minor == 1
         self.continues = False
         """The client waits for 100 before it sends the body."""
 
     def on_url(self, url: bytes) -> None:
-        self.target += url.decode("latin-1")
+        self.url += url
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        name = name.lower()
-        value = value.strip(b" \t")
-        self.headers.append((name, value))
-        if name in _SPECIAL:
-            if name in self.special:
-                self.repeated |= name != b"connection"
-                value = self.special[name] + b"," + value
-            self.special[name] = value
+        self.headers.append((name.lower(), value))
 
 
 def check_partial(data: bytes, limits: Limits) -> None:
@@ -91,81 +81,102 @@ def check_partial(data: bytes, limits: Limits) -> None:
         raise Malformed(431, "request head too large")
 
 
-def parse_head(data: bytes, limits: Limits) -> Head:
-    """Parse a complete head, its empty line included, or raise Malformed."""
+def parse_head(data: bytes, limits: Limits) -> tuple[Head, str, str]:
+    """Parse a complete head, its empty line included: head, method and target. Raises Malformed."""
     if len(data) > limits.line_bytes_max:
         _check_lines(data, limits)
     match = _HEAD.fullmatch(data)
     if match is None:
         raise _diagnose(data)
-    method, target, minor = match.groups()
-    if target == b"*" and method != b"OPTIONS":
-        raise Malformed(400, "bad request target")
+    method, url, minor = match.groups()
+    target = url.decode("ascii")
+    if url == b"*" and method != b"OPTIONS":
+        raise Malformed(400, "bad request target", target)
     if method == b"CONNECT":
-        raise Malformed(405, "CONNECT is not served", target.decode("latin-1"))
-    head = Head()
-    head.method = method.decode("latin-1")
-    head.minor = 1 if minor == b"1" else 0
+        raise Malformed(405, "CONNECT is not served", target)
+    head = Head(1 if minor == b"1" else 0)
+    error = _feed(head, data)
+    if isinstance(error, httptools.HttpParserInvalidMethodError):
+        raise Malformed(501, "unknown method", target)
+    if len(head.headers) > limits.headers_max:
+        raise Malformed(431, "too many headers", target)
+    try:
+        _apply_headers(head, data)  # before llhttp's verdict: it calls an unknown transfer-encoding just invalid
+    except Malformed as verdict:
+        verdict.target = target
+        raise
+    if error is not None:
+        raise Malformed(400, str(error), target)
+    assert head.url == url, "llhttp and the grammar disagree about the target"
+    return head, method.decode("ascii"), target
+
+
+def _feed(head: Head, data: bytes) -> httptools.HttpParserError | None:
+    """Let llhttp read the head; its complaint, if it has one."""
     parser = httptools.HttpRequestParser(head)
     try:
         parser.feed_data(data)
     except httptools.HttpParserUpgrade:
         pass  # Upgrade is ignored: the body is framed by us, so nothing is skipped
-    except httptools.HttpParserInvalidMethodError:
-        raise Malformed(501, "unknown method", target.decode("latin-1")) from None
     except httptools.HttpParserError as error:
-        raise Malformed(400, str(error), target.decode("latin-1")) from None
-    assert head.target.encode("latin-1") == target, "llhttp and the grammar disagree about the target"
-    if len(head.headers) > limits.headers_max:
-        raise Malformed(431, "too many headers", head.target)
-    _apply_special(head)
-    return head
+        return error
+    return None
 
 
-def _apply_special(head: Head) -> None:
+def _apply_headers(head: Head, data: bytes) -> None:
     """Set length, keep_alive and continues from the headers that decide framing."""
-    special = head.special
-    if head.repeated:
-        raise Malformed(400, "a header that may come once came twice", head.target)
-    host = special.get(b"host")
+    if b" \r\n" in data or b"\t\r\n" in data:
+        # llhttp leaves trailing blanks on a value.
+        head.headers = [(name, value.strip(b" \t")) for name, value in head.headers]
+    special: dict[bytes, bytes] = {}
+    for item in head.headers:
+        name = item[0]
+        if name in _SPECIAL:
+            if name not in special:
+                special[name] = item[1]
+            elif name == b"connection":
+                special[name] += b"," + item[1]
+            else:
+                raise Malformed(400, "a header that may come once came twice")
+    host = special.pop(b"host", None)
     if host is None:
         if head.minor:
-            raise Malformed(400, "missing host header", head.target)
+            raise Malformed(400, "missing host header")
     elif _HOST.fullmatch(host) is None:
-        raise Malformed(400, "bad host header", head.target)
+        raise Malformed(400, "bad host header")
+    if not special:
+        return
+    _apply_length(head, special)
+    connection = special.get(b"connection")
+    if connection is not None:
+        options = [option.strip(b" \t") for option in connection.lower().split(b",")]
+        head.keep_alive = b"close" not in options and (head.minor == 1 or b"keep-alive" in options)
+    if special.get(b"content-encoding", b"identity").lower() != b"identity":
+        raise Malformed(415, "content-encoding is not supported")
+    expect = special.get(b"expect")
+    if expect is not None and head.minor:
+        if expect.lower() != b"100-continue":
+            raise Malformed(417, "unknown expectation")
+        head.continues = head.length != 0
+
+
+def _apply_length(head: Head, special: dict[bytes, bytes]) -> None:
     length = special.get(b"content-length")
     coding = special.get(b"transfer-encoding")
     if length is not None:
         if coding is not None:
-            raise Malformed(400, "content-length together with transfer-encoding", head.target)
-        if _LENGTH.fullmatch(length) is None:
-            raise Malformed(400, "bad content-length", head.target)
+            raise Malformed(400, "content-length together with transfer-encoding")
+        if not length.isdigit() or len(length) > _LENGTH_DIGITS_MAX:
+            raise Malformed(400, "bad content-length")
         head.length = int(length)
     elif coding is not None:
-        _check_coding(head, coding)
+        if not head.minor:
+            raise Malformed(400, "transfer-encoding with HTTP/1.0")
+        if coding != b"chunked":
+            # A clean name of another coding is 501 (RFC 9112 6.1); lists, case games and the like are attacks.
+            unknown = _CODING.fullmatch(coding) is not None and coding.lower() != b"chunked"
+            raise Malformed(501 if unknown else 400, "unsupported transfer-encoding")
         head.length = CHUNKED
-    connection = special.get(b"connection")
-    if connection is None:
-        head.keep_alive = head.minor == 1
-    else:
-        options = [option.strip(b" \t") for option in connection.lower().split(b",")]
-        head.keep_alive = b"close" not in options and (head.minor == 1 or b"keep-alive" in options)
-    if b"content-encoding" in special and special[b"content-encoding"].lower() != b"identity":
-        raise Malformed(415, "content-encoding is not supported", head.target)
-    expect = special.get(b"expect")
-    if expect is not None and head.minor:
-        if expect.lower() != b"100-continue":
-            raise Malformed(417, "unknown expectation", head.target)
-        head.continues = head.length != 0
-
-
-def _check_coding(head: Head, coding: bytes) -> None:
-    if not head.minor:
-        raise Malformed(400, "transfer-encoding with HTTP/1.0", head.target)
-    if coding != b"chunked":
-        # A clean name of another coding is 501 (RFC 9112 6.1); lists, case games and the like are attacks.
-        unknown = _CODING.fullmatch(coding) is not None and coding.lower() != b"chunked"
-        raise Malformed(501 if unknown else 400, "unsupported transfer-encoding", head.target)
 
 
 def _check_lines(data: bytes, limits: Limits) -> None:
@@ -197,7 +208,10 @@ class _Stage(Enum):
 
 
 class ChunkedBody:
-    """Decodes one chunked body and finds its exact end, which llhttp does not tell. Trailers are checked, then dropped."""
+    """Decodes one chunked body and finds its exact end, which llhttp does not tell. Trailers are checked and dropped.
+
+    llhttp would go on into the next pipelined request, and httptools offers no way to stop it there.
+    """
 
     __slots__ = ("_body_bytes_max", "_chunks", "_left", "_limits", "_partial", "_stage", "parts", "size")
 
@@ -274,9 +288,10 @@ class ChunkedBody:
         if match is not None and match.end() - position <= _TRAILER_BYTES_MAX:
             return data[match.end() :]
         rest = data[position:]
-        if match is not None or b"\r\n\r\n" in rest or rest.startswith(b"\r\n") or _BARE.search(rest):
-            raise Malformed(400, "bad trailers")
-        if len(rest) > _TRAILER_BYTES_MAX:
+        end = rest.find(b"\r\n\r\n")
+        if (end if end >= 0 else len(rest)) > _TRAILER_BYTES_MAX:
             raise Malformed(431, "trailers too large")
+        if end >= 0 or rest.startswith(b"\r\n") or _BARE.search(rest):
+            raise Malformed(400, "bad trailers")
         self._partial = rest
         return None

@@ -30,7 +30,8 @@ class Server:
         self._idle: OrderedDict[Connection, None] = OrderedDict()
         """Connections without a request, idle longest first."""
         self._listener: asyncio.Server | None = None
-        self._emptied: asyncio.Future[None] | None = None
+        self._empty = asyncio.Event()
+        self._empty.set()
         self._sweeper = self._loop.call_later(limits.sweep_interval_s, self._sweep)
 
     @property
@@ -69,6 +70,7 @@ class Server:
     def admit(self, connection: Connection) -> bool:
         """Register a new connection; False if there is no room even after dropping the one that is idle longest."""
         self._connections.add(connection)
+        self._empty.clear()
         full = len(self._connections) > self.limits.connections_max
         if self.closing or (full and not self._drop_idle()):
             return False
@@ -79,8 +81,8 @@ class Server:
         """The connection is lost."""
         self._connections.discard(connection)
         self._idle.pop(connection, None)
-        if not self._connections and self._emptied is not None and not self._emptied.done():
-            self._emptied.set_result(None)
+        if not self._connections:
+            self._empty.set()
 
     def note_idle(self, connection: Connection) -> None:
         """No request is under way on it."""
@@ -110,16 +112,11 @@ class Server:
                 connection.on_deadline(now)
 
     async def _wait_until_empty(self, timeout_s: float) -> None:
-        if not self._connections:
-            return
-        self._emptied = self._loop.create_future()
         try:
             async with asyncio.timeout(timeout_s):
-                await self._emptied
+                await self._empty.wait()
         except TimeoutError:
             pass  # the caller cuts what is left
-        finally:
-            self._emptied = None
 
 
 async def listen(

@@ -20,7 +20,6 @@ _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _HEAD = re.compile(
     rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [\t -~\x80-\xff]*)?\r\n(?:" + _TOKEN + rb":[\t -~\x80-\xff]*\r\n)*\r\n"
 )
-_LENGTH = re.compile(rb"[0-9]{1,18}")
 _BODILESS = frozenset((204, 304))
 
 
@@ -126,7 +125,6 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        self._upstream.opened(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._upstream.lost(self)
@@ -223,17 +221,23 @@ class UpstreamConnection(asyncio.Protocol):
 
     def _accept_head(self, call: Call, status: int) -> None:
         """Check what the head says about the body, and tell the receiver."""
-        lengths = [value for name, value in self._headers if name == b"content-length"]
-        codings = [value for name, value in self._headers if name == b"transfer-encoding"]
-        if len(lengths) + len(codings) > 1:
-            raise _Bad("ambiguous body length")
-        if lengths and _LENGTH.fullmatch(lengths[0]) is None:
-            raise _Bad("bad content-length")
-        if codings and codings[0].lower() != b"chunked":
-            raise _Bad("unknown transfer-encoding")
+        length = coding = None
+        framings = 0
         for name, value in self._headers:
-            if name == b"content-encoding" and value.lower() not in (b"identity", b""):
+            if name == b"content-length":
+                length = value
+                framings += 1
+            elif name == b"transfer-encoding":
+                coding = value
+                framings += 1
+            elif name == b"content-encoding" and value.lower() not in (b"identity", b""):
                 raise _Bad("compressed response, though identity was asked for")
+        if framings > 1:
+            raise _Bad("ambiguous body length")
+        if length is not None and not length.isdigit():
+            raise _Bad("bad content-length")
+        if coding is not None and coding.lower() != b"chunked":
+            raise _Bad("unknown transfer-encoding")
         if len(self._headers) > self._upstream.limits.headers_max:
             raise _Bad("too many response headers", UpstreamFailureKind.too_large)
         self.head_received = True
@@ -242,7 +246,7 @@ class UpstreamConnection(asyncio.Protocol):
             # llhttp does not know the method and waits for a body: the connection cannot be used again.
             self._complete = True
             self._keep = False
-        self._until_eof = not lengths and not codings and not self._complete and status not in _BODILESS
+        self._until_eof = not framings and not self._complete and status not in _BODILESS
         call.receiver.on_response(status, self._headers)
 
     def _deliver(self, call: Call) -> None:

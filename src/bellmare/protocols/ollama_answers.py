@@ -11,7 +11,7 @@ from bellmare.protocols.rfc3339 import parse_rfc3339
 
 _PINNED_FROM_YEAR = 2100
 """A keep-alive of -1 shows as about the year 2318 (ollama.md 2.2)."""
-_NULL = b"null"
+_NO_ERROR = (b"", b"null")
 _T = TypeVar("_T")
 
 
@@ -31,7 +31,7 @@ class Final(msgspec.Struct, frozen=True):
 
 
 class _ErrorLine(msgspec.Struct, frozen=True):
-    error: Raw | None = None
+    error: Raw = Raw(b"")
 
 
 class TagsModel(msgspec.Struct, frozen=True):
@@ -132,12 +132,10 @@ def decode_final(line: bytes) -> Final | None:
 def first_error(line: bytes) -> str | None:
     """The text of an ``{"error": ...}`` line inside a 200 (reliability.md F9); ``None`` if it is no such line."""
     try:
-        error = _error_decoder.decode(line).error
+        error = bytes(_error_decoder.decode(line).error)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return None
-    if error is None or bytes(error) == _NULL:
-        return None
-    return upstream_error_text(line)
+    return None if error in _NO_ERROR else upstream_error_text(line)
 
 
 def decode_tags(body: bytes) -> TagsAnswer:

@@ -39,7 +39,7 @@ _NANOSECONDS = {
 _DURATION_PART = re.compile(r"(\d*)(?:\.(\d*))?([^\d.]*)", re.ASCII)
 _TEXT_CHARS_MAX = 64
 
-_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/=\r\n"
+_BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 
 
 def _go_quote(text: str) -> str:
@@ -151,11 +151,10 @@ def checked_options(options: dict[str, Any] | None) -> dict[str, Any] | None:
 
 
 def check_images(images: list[str] | None) -> None:
-    """Standard base64 with padding, as Go decodes it; line breaks are allowed. 30 MB take 11 ms (measured)."""
+    """Standard base64 with padding, as Go decodes it; line breaks are allowed. 30 MB take 20 ms (measured)."""
     for image in images or ():
         if image.isascii():
-            data = image.encode()
-            length = len(data) - data.count(b"\n") - data.count(b"\r")
-            if length % 4 == 0 and not data.translate(None, _BASE64):
+            others = image.encode().translate(None, _BASE64)
+            if (len(image) - len(others)) % 4 == 0 and not others.strip(b"\r\n"):
                 continue
         raise InvalidRequest("illegal base64 data in images")

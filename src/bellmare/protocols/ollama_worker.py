@@ -1,4 +1,4 @@
-"""Bodies that go to a worker; no others ever do. Eight fields and keep_alive are the gateway's own (reliability.md F5)."""
+"""Bodies that go to a worker; no others ever do. Eight fields and keep_alive are the gateway's (reliability.md F5)."""
 
 from typing import Any
 

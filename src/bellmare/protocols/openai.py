@@ -1,4 +1,4 @@
-"""OpenAI's chat completions on top of the native API, which alone carries num_ctx, pins and error texts (ollama.md 1.8)."""
+"""OpenAI's chat completions over the native API, which alone carries num_ctx, pins and error texts (ollama.md 1.8)."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -29,28 +29,32 @@ _ROLES = {"system": "system", "developer": "system", "user": "user", "assistant"
 """``developer`` is the newer word for ``system``; model templates know only that one."""
 
 
-class ImageUrl(msgspec.Struct, frozen=True):
+class _Received(msgspec.Struct, frozen=True, gc=False):
+    """Base of what is only read. Why ``gc=False``: see ``ollama_requests.Part``."""
+
+
+class ImageUrl(_Received, frozen=True):
     url: str
 
 
-class ContentPart(msgspec.Struct, frozen=True):
+class ContentPart(_Received, frozen=True):
     type: str
     text: str | None = None
     image_url: ImageUrl | str | None = None
 
 
-class OpenAIFunction(msgspec.Struct, frozen=True):
+class OpenAIFunction(_Received, frozen=True):
     name: str
     arguments: str = ""
     """A JSON object as a string."""
 
 
-class OpenAIToolCall(msgspec.Struct, frozen=True):
+class OpenAIToolCall(_Received, frozen=True):
     function: OpenAIFunction
     id: str = ""
 
 
-class OpenAIMessage(msgspec.Struct, frozen=True):
+class OpenAIMessage(_Received, frozen=True):
     role: str
     content: str | list[ContentPart] | None = None
     reasoning: str | None = None
@@ -59,24 +63,24 @@ class OpenAIMessage(msgspec.Struct, frozen=True):
     tool_call_id: str | None = None
 
 
-class JsonSchema(msgspec.Struct, frozen=True):
+class JsonSchema(_Received, frozen=True):
     schema: dict[str, Any] | None = None
 
 
-class ResponseFormat(msgspec.Struct, frozen=True):
+class ResponseFormat(_Received, frozen=True):
     type: str
     json_schema: JsonSchema | None = None
 
 
-class StreamOptions(msgspec.Struct, frozen=True):
+class StreamOptions(_Received, frozen=True):
     include_usage: bool | None = None
 
 
-class Reasoning(msgspec.Struct, frozen=True):
+class Reasoning(_Received, frozen=True):
     effort: str | None = None
 
 
-class OpenAIChat(msgspec.Struct, frozen=True, kw_only=True):
+class OpenAIChat(_Received, frozen=True, kw_only=True):
     """Body of POST /v1/chat/completions; fields that are not here are ignored, as Ollama does."""
 
     model: str = ""
@@ -275,9 +279,16 @@ def models_list(names: Iterable[tuple[str, int]]) -> bytes:
 
     Ollama writes ``"data":null`` there, over which OpenAI's clients stumble (ollama.md 1.5).
     """
-    models = []
-    for name, created_s in names:
-        path = name.split("/")
-        owner = path[-2] if len(path) > 1 else DEFAULT_NAMESPACE
-        models.append({"id": name, "object": "model", "created": created_s, "owned_by": owner})
+    models = [_model(name, created_s) for name, created_s in names]
     return msgspec.json.encode({"object": "list", "data": models})
+
+
+def model_entry(name: str, created_s: int) -> bytes:
+    """Answer of GET /v1/models/NAME, as in :func:`models_list`."""
+    return msgspec.json.encode(_model(name, created_s))
+
+
+def _model(name: str, created_s: int) -> dict[str, object]:
+    path = name.split("/")
+    owner = path[-2] if len(path) > 1 else DEFAULT_NAMESPACE
+    return {"id": name, "object": "model", "created": created_s, "owned_by": owner}

@@ -42,7 +42,11 @@ class _NativeAnswer(msgspec.Struct, frozen=True):
     prompt_eval_count: int = 0
     eval_count: int = 0
     logprobs: list[Raw] | None = None
-    error: Raw | None = None
+    error: Raw = Raw(b"")
+
+    @property
+    def failed(self) -> bool:
+        return bytes(self.error) not in (b"", b"null")
 
 
 _decoder = msgspec.json.Decoder(_NativeAnswer)
@@ -108,7 +112,7 @@ class ChatStream:
             answer = _decoder.decode(native_line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._fail(_UNREADABLE)
-        if answer.error is not None and bytes(answer.error) != b"null":
+        if answer.failed:
             return self._fail(upstream_error_text(native_line))
         events = self._deltas(answer)
         if answer.done:
@@ -163,12 +167,12 @@ class ChatStream:
 
 
 def completion(native_body: bytes, *, completion_id: str, created_s: int, model: str) -> bytes:
-    """The unstreamed answer. Raises :class:`BadAnswer` if ``native_body`` is an error, unfinished or no answer at all."""
+    """The unstreamed answer. Raises :class:`BadAnswer` if ``native_body`` is an error, unfinished or unreadable."""
     try:
         answer = _decoder.decode(native_body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise BadAnswer(f"/api/chat: {str(error)[:200]}") from None
-    if answer.error is not None and bytes(answer.error) != b"null":
+    if answer.failed:
         raise BadAnswer(upstream_error_text(native_body))
     if not answer.done:
         raise BadAnswer("/api/chat: the answer is unfinished")

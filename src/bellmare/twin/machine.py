@@ -1,4 +1,4 @@
-"""What the parts of a twin share: the instant, timers, effects of this step, counters, and the ledger of video memory."""
+"""What the parts of a twin share: the instant, timers, effects of this step, counters, the ledger of video memory."""
 
 import heapq
 from collections.abc import Callable
@@ -39,6 +39,8 @@ class Machine:
         self.effects: list[Effect] = []
         self.counters = Counters()
         self.cache = HostCache(config.gpu.host_cache_bytes)
+        self.slow_percent = 100
+        """Spans of prefill and decode, of generations that begin from now on."""
         self.vram_used_bytes = 0
         """By processes that exist, the loading and the dying ones included: what the driver would show."""
         self.runners_busy = 0

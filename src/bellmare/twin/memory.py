@@ -9,7 +9,7 @@ from bellmare.twin.shape import Shape
 
 
 class Placement(msgspec.Struct, frozen=True):
-    """Where a runner's buffers lie. ``size_bytes`` and ``vram_bytes`` are what /api/ps shows, without the CUDA context."""
+    """Where a runner's buffers lie. ``size_bytes`` and ``vram_bytes`` are what /api/ps shows: no CUDA context."""
 
     size_bytes: int
     vram_bytes: int

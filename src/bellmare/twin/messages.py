@@ -84,7 +84,7 @@ class DeleteName(Input, frozen=True):
 
 
 class CrashRunner(Input, frozen=True):
-    """The runner's process dies (SIGKILL by the kernel's OOM killer, say); Ollama learns of it from the next request."""
+    """The runner's process dies (killed for memory, say); Ollama learns of it from the next request."""
 
     blob: str
 
@@ -101,6 +101,12 @@ class FailLoad(Input, frozen=True):
     """The next load of the blob fails: the process terminates during start."""
 
     blob: str
+
+
+class Slow(Input, frozen=True):
+    """Generations that begin from now on take so many percent of their normal span."""
+
+    percent: int
 
 
 class Tick(Input, frozen=True):

@@ -152,7 +152,7 @@ class Runner:
             self._machine.waiting(-1)
 
     def crash(self) -> None:
-        """The process dies: its memory is back, everything inside fails, and Ollama's record of it stays (section 12)."""
+        """The process dies: its memory is back, everything inside fails, Ollama's record of it stays (section 12)."""
         if not self.alive:
             return
         self.alive = False
@@ -236,9 +236,8 @@ class Runner:
         job.stage = Stage.prefill
         job.started_us = machine.now_us
         if not self.hung:
-            prefill_us = (
-                job.prompt_tokens * self.model.weights_bytes * SECOND_US // machine.config.gpu.prefill_byte_tokens_per_s
-            )
+            alone_us = job.prompt_tokens * self.model.weights_bytes * SECOND_US
+            prefill_us = alone_us // machine.config.gpu.prefill_byte_tokens_per_s * machine.slow_percent // 100
             job.timer = machine.after(max(1, prefill_us), lambda: self._prefilled(job))
 
     def _prefilled(self, job: Job) -> None:
@@ -270,7 +269,7 @@ class Runner:
             on_gpu * SECOND_US // gpu.decode_bytes_per_s + (weights - on_gpu) * SECOND_US // gpu.host_decode_bytes_per_s
         )
         batched = 100 + gpu.slot_cost_percent * (len(self._active) - 1)
-        return max(1, alone_us * self._machine.runners_busy * batched // 100)
+        return max(1, alone_us * self._machine.runners_busy * batched * self._machine.slow_percent // 10_000)
 
     def _tokens_out(self, job: Job) -> int:
         return min(job.tokens, 1 + (self._machine.now_us - job.first_us) // job.token_us)

@@ -246,7 +246,7 @@ class Scheduler:
     # ---- granting, idling, unloading --------------------------------------------------------------------------------
 
     def _grant(self, job: Job, runner: Runner) -> None:
-        """useLoadedRunner: take a reference, stop the timer, and let the request's keep_alive overwrite the runner's."""
+        """useLoadedRunner: take a reference, stop the timer, and let the request's keep_alive overwrite."""
         machine, counters = self._machine, self._machine.counters
         self._stop_idle_timer(runner)
         runner.refcount += 1

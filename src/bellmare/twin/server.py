@@ -23,6 +23,7 @@ from bellmare.twin.messages import (
     Loaded,
     LoadOnly,
     LoadReplied,
+    Slow,
     Tick,
     Unload,
     UnloadReplied,
@@ -55,6 +56,7 @@ class Twin:
             CrashRunner: self._crash,
             HangRunner: self._hang,
             FailLoad: self._fail_load,
+            Slow: self._slow,
             Tick: lambda _: None,
         }
 
@@ -167,3 +169,7 @@ class Twin:
 
     def _fail_load(self, asked: FailLoad) -> None:
         self._scheduler.fail_loads.append(asked.blob)
+
+    def _slow(self, asked: Slow) -> None:
+        assert asked.percent > 0
+        self._machine.slow_percent = asked.percent

@@ -1,15 +1,15 @@
-"""The port between the shell and anything that runs models. Adapters raise :class:`WorkerFault`, never library errors."""
+"""The port between the shell and whatever runs models. Adapters raise :class:`WorkerFault`, no library's errors."""
 
 from typing import Protocol
 
 import msgspec
 
 from bellmare.core.events import FaultKind, LoadedModel, StoredModel, WorkerKind
-from bellmare.core.units import Bytes, InstantUs, WorkerId
+from bellmare.core.units import Bytes, WorkerId
 from bellmare.http.client import Upstream
 
 
-class WorkerFault(Exception):
+class WorkerFault(Exception):  # noqa: N818 - named for whose error it is
     """The outside world did not do as asked. ``detail`` is for operators, not for tenants."""
 
     def __init__(self, fault: FaultKind, detail: str) -> None:
@@ -49,7 +49,7 @@ class WorkerPort(Protocol):
     async def profile(self, *, timeout_s: float) -> Profile:
         """Capacity, slots and rules: from settings, else from the worker's own word, else the kind's defaults."""
 
-    async def observe(self, *, now_us: InstantUs, timeout_s: float) -> Observation:
+    async def observe(self, *, timeout_s: float) -> Observation:
         """Read /api/ps, and /api/tags with /api/show for names not seen before."""
 
     async def load(self, name: str, *, num_ctx: int, embedding: bool, timeout_s: float) -> LoadedModel:

@@ -17,7 +17,7 @@ import msgspec
 
 from bellmare.protocols.errors import InvalidRequest
 from bellmare.protocols.names import DEFAULT_TAG, canonical_name
-from bellmare.workers.embedded.gguf_header import GgufError, GgufArray, GgufHeader, read_header
+from bellmare.workers.embedded.gguf_header import GgufArray, GgufError, GgufHeader, read_header
 
 FILES_MAX = 1_000
 DIGEST_CACHE = ".bellmare-digests.json"

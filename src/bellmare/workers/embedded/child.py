@@ -1,6 +1,6 @@
 """One engine process: loads one GGUF file, serves it on a loopback port, and never outlives its parent.
 
-Standard output carries exactly one JSON line, ``{"address": …}`` or ``{"error": …}``; all that the engine prints goes to
+Standard output carries exactly one JSON line, ``{"address": …}`` or ``{"error": …}``; what the engine prints goes to
 standard error. The process ends when its standard input closes or, on Linux, when its parent dies. A crash of the
 engine's C++ code ends this process and nothing else: that is why it exists.
 """
@@ -11,6 +11,7 @@ import argparse
 import ctypes
 import json
 import os
+import secrets
 import signal
 import sys
 import threading
@@ -19,8 +20,8 @@ from typing import Any, NoReturn
 NOT_INSTALLED = "the embedded engine is not installed: pip install 'bellmare[embedded]'"
 
 _PR_SET_PDEATHSIG = 1
-_HTTP_THREADS_EXTRA = 2
-"""Beside one thread per slot, for the questions that are not generations (templates, slots)."""
+_HTTP_THREADS_EXTRA = 4
+"""Each open connection holds a thread, those of aborted calls for a moment longer."""
 
 
 def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
@@ -71,7 +72,7 @@ def _end_with_standard_input() -> None:
 
 
 def _start_engine(options: argparse.Namespace) -> tuple[Any, str]:
-    """The running server and its address ``http://127.0.0.1:port``. Blocks for the whole load."""
+    """The running server and its address ``http://127.0.0.1:port/secret``. Blocks for the whole load."""
     import xllamacpp
 
     params = xllamacpp.CommonParams()
@@ -79,18 +80,20 @@ def _start_engine(options: argparse.Namespace) -> tuple[Any, str]:
     params.n_parallel = options.parallel
     params.n_ctx = options.num_ctx * options.parallel
     params.kv_unified = False  # slots are separate and each gets num_ctx, as under Ollama
-    params.n_threads_http = options.parallel + _HTTP_THREADS_EXTRA
+    params.n_threads_http = 2 * options.parallel + _HTTP_THREADS_EXTRA
     params.fit_params = False  # the shape is ours: the engine must not shrink the context to fit
     params.cache_ram_mib = 0  # its default keeps up to 8 GiB of old prompts in host memory, outside our budget
     params.ctx_shift = False
     params.ui = False
+    # Without keys and with open CORS, the path is what keeps other users and web pages of this machine out.
+    params.api_prefix = "/" + secrets.token_hex(16)
     params.port = 0
     params.hostnames = ["127.0.0.1"]
     if options.threads:
         params.cpuparams.n_threads = options.threads
         params.cpuparams_batch.n_threads = options.threads
     engine = xllamacpp.Server(params)
-    return engine, engine.listening_address
+    return engine, engine.listening_address + params.api_prefix
 
 
 def _answer(answer_fd: int, message: dict[str, str]) -> None:

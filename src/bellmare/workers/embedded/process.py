@@ -46,7 +46,8 @@ class EngineProcess:
         self.exited = asyncio.Event()
         self.host = ""
         self.port = 0
-        """Loopback address of the engine's own server."""
+        self.base_path = ""
+        """Loopback address of the engine's own server; the path is a secret of this process."""
 
     @classmethod
     async def start(cls, arguments: EngineArguments, *, timeout_s: float) -> EngineProcess:
@@ -66,11 +67,11 @@ class EngineProcess:
         child._spawn(child._wait())
         try:
             await asyncio.wait_for(child._read_answer(), timeout_s)
-        except TimeoutError:
-            raise EngineStartError(f"timed out waiting for llama-server to start - {timeout_s:g} s") from None
-        finally:
-            if not child.port:
-                await asyncio.shield(child.stop(grace_s=0))
+        except BaseException as error:
+            await asyncio.shield(child.stop(grace_s=0))
+            if isinstance(error, TimeoutError):
+                raise EngineStartError(f"timed out waiting for llama-server to start - {timeout_s:g} s") from None
+            raise
         return child
 
     @property
@@ -126,7 +127,7 @@ class EngineProcess:
         address = urlsplit(answer["address"])
         assert address.hostname is not None
         assert address.port is not None
-        self.host, self.port = address.hostname, address.port
+        self.host, self.port, self.base_path = address.hostname, address.port, address.path
 
     async def _read_log(self) -> None:
         """Read on to the end, or the child would block on a full pipe. Keeps the last ``LOG_LINES_MAX`` lines."""

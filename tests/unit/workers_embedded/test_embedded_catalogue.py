@@ -10,7 +10,7 @@ import pytest
 from bellmare.protocols.errors import InvalidRequest
 from bellmare.workers.embedded import catalogue
 from bellmare.workers.embedded.catalogue import Catalogue, file_name_of, name_of_file
-from tests.engine_models import write_model
+from engine_models import write_model
 
 
 @pytest.mark.parametrize(
@@ -73,9 +73,7 @@ async def test_a_link_is_a_second_name_of_one_blob(tmp_path: Path) -> None:
     assert first.blob.digest == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-async def test_a_file_is_hashed_once_and_again_when_it_changes(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_file_is_hashed_once_and_again_when_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hashed = []
     original = catalogue._hash
     monkeypatch.setattr(catalogue, "_hash", lambda path: hashed.append(path.name) or original(path))
@@ -130,7 +128,8 @@ async def test_show_names_the_blob_and_gives_no_arrays(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(999, "999"), (107_000, "107K"), (134_515_008, "134.52M"), (8_000_000_000, "8B"), (8_030_261_248, "8.0B")]
+    ("count", "text"),
+    [(999, "999"), (107_000, "107K"), (134_515_008, "134.52M"), (8_000_000_000, "8B"), (8_030_261_248, "8.0B")],
 )
 def test_numbers_are_short_as_ollama_writes_them(count: int, text: str) -> None:
     assert catalogue._short_number(count) == text

@@ -7,7 +7,7 @@ import pytest
 
 from bellmare.workers.embedded import gguf_header
 from bellmare.workers.embedded.gguf_header import GgufArray, GgufError, read_header
-from tests.engine_models import TINY, VOCABULARY_SIZE, shape_of, write_model
+from engine_models import TINY, VOCABULARY_SIZE, shape_of, write_model
 
 
 def string(text: bytes) -> bytes:

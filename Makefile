@@ -1,0 +1,66 @@
+# Everything sets itself up: `make up` and `make test` work on a machine that has Python >= 3.11 and make, nothing else.
+# `make PYTHON=python3.12 ...` chooses the Python; `make up ARGS="--listen 0.0.0.0:11435"` passes arguments on.
+
+BIN := .venv/bin
+JOBS ?= 2
+ARGS ?=
+TESTS ?=
+# 7 days: a package that was taken over is mostly found within one.
+LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra embedded --group build \
+	--generate-hashes --no-emit-index-url --exclude-newer "7 days" --custom-compile-command "make lock"
+
+.PHONY: help up test fast check format bench-core lock docs clean
+
+help:
+	@echo "make up          start bellmare with what this machine has (ARGS=... are passed on)"
+	@echo "make test        everything CI runs"
+	@echo "make fast        unit tests only, a few seconds"
+	@echo "make check       format, lint, types, import contracts, house rules"
+	@echo "make format      bring the code into format"
+	@echo "make bench-core  measure the decision core"
+	@echo "make docs        write the generated documents again"
+	@echo "make lock        resolve the dependencies again (ARGS=--upgrade for newer ones)"
+	@echo "make clean       remove what the others made"
+
+# Stamps: a second run does nothing. Installing the dev set renews both.
+.venv/.run: requirements.lock pyproject.toml
+	@tools/setup.sh run
+
+.venv/.dev: requirements-dev.lock pyproject.toml
+	@tools/setup.sh dev
+
+up: .venv/.run
+	@exec $(BIN)/bellmare up $(ARGS)
+
+# One file stays on one worker: engines and servers are started once per module.
+test: .venv/.dev
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 10 $(ARGS) $(TESTS)
+
+fast: .venv/.dev
+	$(BIN)/python -m pytest -m "not slow and not engine and not node" $(ARGS) tests/unit
+
+check: .venv/.dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python tools/tidy.py
+
+format: .venv/.dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+bench-core: .venv/.dev
+	$(BIN)/python -m pytest -s -p no:xdist tests/performance $(ARGS)
+
+docs: .venv/.dev
+	$(BIN)/python -m bellmare.settings.schema docs
+
+# uv itself comes from the dev lock. The run set is fixed first and constrains the dev set, so that both agree.
+lock: .venv/.dev
+	$(LOCK) $(ARGS) -o requirements.lock
+	$(LOCK) $(ARGS) --group dev -c requirements.lock -o requirements-dev.lock
+
+clean:
+	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,140 @@
+"""The admin API on its own listener: metrics, state, and what operators may ask for. Loopback by default.
+
+A web page in somebody's browser must not reach it: foreign Host headers and bodies that are not JSON are refused.
+"""
+
+import secrets
+from collections.abc import Awaitable, Callable
+from typing import Any, Protocol
+
+import msgspec
+from fastapi import FastAPI, HTTPException, Request, Response
+from fastapi.responses import JSONResponse, PlainTextResponse
+from pydantic import BaseModel, Field
+
+from bellmare import __version__
+from bellmare.admin import views
+from bellmare.core.events import LoadRequested, UnloadRequested
+from bellmare.core.units import WorkerId
+from bellmare.protocols.errors import InvalidRequest
+from bellmare.protocols.names import canonical_name
+from bellmare.runtime.driver import Driver
+from bellmare.runtime.fleet import WorkerFleet
+
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+
+
+class Wish(BaseModel):
+    """A model to load or unload, on one worker or, without one, where it suits best (load) or everywhere (unload)."""
+
+    model: str = Field(max_length=400)
+    worker: str | None = Field(default=None, max_length=100)
+
+
+class Metered(Protocol):
+    """Whatever renders the metrics' text."""
+
+    def render(self) -> bytes: ...
+
+
+def admin_app(
+    driver: Driver, fleet: WorkerFleet, metrics: Metered, *, hosts: tuple[str, ...] = LOOPBACK_HOSTS
+) -> FastAPI:
+    """The application. ``hosts`` are the Host names (without port) that it answers to; ``*`` is all."""
+    app = FastAPI(title="bellmare admin", version=__version__, docs_url=None, redoc_url=None)
+    app.middleware("http")(_guard(hosts))
+    _add_health(app, driver, metrics)
+    _add_state(app, driver, fleet)
+    _add_operations(app, driver)
+    return app
+
+
+def _guard(
+    hosts: tuple[str, ...],
+) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
+    async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
+        host = request.headers.get("host", "")
+        name = host if host.endswith("]") else host.rpartition(":")[0] or host
+        if "*" not in hosts and name not in hosts:
+            return JSONResponse({"error": "this Host is not served here"}, status_code=403)
+        json = request.headers.get("content-type", "").partition(";")[0].strip() == "application/json"
+        if request.method == "POST" and not json:
+            return JSONResponse({"error": "the body must be application/json"}, status_code=415)
+        return await call_next(request)
+
+    return guard
+
+
+def _rows(rows: list[Any]) -> Response:
+    return Response(msgspec.json.encode(rows), media_type="application/json")
+
+
+def _add_health(app: FastAPI, driver: Driver, metrics: Metered) -> None:
+    @app.get("/healthz")
+    async def healthz() -> PlainTextResponse:
+        """The process answers."""
+        return PlainTextResponse("ok\n")
+
+    @app.get("/readyz")
+    async def readyz() -> PlainTextResponse:
+        """Requests can be served: some worker is in routing."""
+        ready = any(worker.healthy for worker in driver.engine.fleet.state.workers.values())
+        return PlainTextResponse("ready\n" if ready else "no healthy worker\n", status_code=200 if ready else 503)
+
+    @app.get("/metrics")
+    async def metrics_text() -> Response:
+        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+
+def _add_state(app: FastAPI, driver: Driver, fleet: WorkerFleet) -> None:
+    core = driver.engine.fleet
+
+    @app.get("/api/v1/ps")
+    async def ps() -> Response:
+        return _rows(views.runner_rows(core))
+
+    @app.get("/api/v1/workers")
+    async def workers() -> Response:
+        addresses = {name: f"{port.upstream.host}:{port.upstream.port}" for name, port in fleet.ports.items()}
+        return _rows(views.worker_rows(core, addresses=addresses, joining=fleet.joining))
+
+    @app.get("/api/v1/models")
+    async def models() -> Response:
+        return _rows(views.model_rows(core))
+
+    @app.get("/api/v1/explain/{subject:path}")
+    async def explain(subject: str) -> dict[str, list[str]]:
+        """What was decided about a request id, a model or a worker."""
+        try:
+            name = canonical_name(subject)
+        except InvalidRequest:
+            name = subject
+        return {"lines": driver.engine.explain(subject) or driver.engine.explain(name)}
+
+    @app.get("/api/v1/check")
+    async def check() -> dict[str, list[str]]:
+        """Invariants that do not hold; empty if all is well."""
+        return {"problems": driver.engine.check()}
+
+
+def _add_operations(app: FastAPI, driver: Driver) -> None:
+    def name_of(wish: Wish) -> str:
+        try:
+            return canonical_name(wish.model)
+        except InvalidRequest as error:
+            raise HTTPException(400, error.message) from error
+
+    async def ask(event: LoadRequested | UnloadRequested) -> Response:
+        answer = await driver.ask(event)
+        body = {"accepted": answer.accepted, "text": answer.text, "workers": list(answer.workers)}
+        return JSONResponse(body, status_code=202 if answer.accepted else 409)
+
+    @app.post("/api/v1/load")
+    async def load(wish: Wish) -> Response:
+        worker = WorkerId(wish.worker) if wish.worker is not None else None
+        return await ask(LoadRequested(ticket=secrets.token_hex(8), name=name_of(wish), worker=worker))
+
+    @app.post("/api/v1/unload")
+    async def unload(wish: Wish) -> Response:
+        worker = WorkerId(wish.worker) if wish.worker is not None else None
+        return await ask(UnloadRequested(ticket=secrets.token_hex(8), name=name_of(wish), worker=worker))

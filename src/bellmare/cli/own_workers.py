@@ -1,0 +1,40 @@
+"""Workers that run inside the gateway's process because the settings say so: the embedded engine and the simulated GPU."""
+
+from pathlib import Path
+from typing import Protocol
+
+from bellmare.settings import WorkerSettings
+
+
+class OwnWorker(Protocol):
+    """A running server of ours on loopback."""
+
+    @property
+    def port(self) -> int: ...
+
+    async def close(self) -> None: ...
+
+
+async def start_own_worker(worker: WorkerSettings, position: int) -> OwnWorker | None:
+    """Start the worker on a free loopback port; None if it is somebody else's, at a URL."""
+    if worker.embedded is not None:
+        from bellmare.workers.embedded.server import EmbeddedConfig, start_embedded_worker
+
+        wanted = worker.embedded
+        folder = Path(wanted.models).expanduser()  # noqa: ASYNC240 - reads one variable, once, at start
+        config = EmbeddedConfig(models_dir=folder, memory_bytes=wanted.memory_bytes, parallel=wanted.parallel)
+        return await start_embedded_worker(config, host="127.0.0.1", port=0)
+    if worker.sim is not None:
+        from bellmare.workers.sim.server import SimConfig, start_sim_worker
+
+        return await start_sim_worker(
+            SimConfig(
+                vram_bytes=worker.sim.vram_bytes,
+                parallel=worker.sim.parallel,
+                time_scale=1.0 / worker.sim.speed,
+                seed=position,
+            ),
+            host="127.0.0.1",
+            port=0,
+        )
+    return None

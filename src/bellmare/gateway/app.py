@@ -1,0 +1,158 @@
+"""The gateway's application: routes, parsing, and what all conversations share. Unknown paths reach no worker."""
+
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import msgspec
+
+from bellmare.core.events import ModelReleased
+from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
+from bellmare.gateway import errands, replies
+from bellmare.gateway.accounting import Accounts
+from bellmare.gateway.catalogue import Catalogue
+from bellmare.gateway.conversation import Conversation, GatewayTimeouts
+from bellmare.gateway.errands import Errand
+from bellmare.http.client import Upstream
+from bellmare.http.exchange import Exchange
+from bellmare.http.messages import Refusal, Request
+from bellmare.protocols import ollama
+from bellmare.protocols.errors import InvalidRequest, render_error
+from bellmare.runtime.driver import Driver
+from bellmare.runtime.fleet import WorkerFleet
+
+BODY_BYTES_MAX = 64 << 20
+SMALL_BODY_BYTES_MAX = 64 << 10
+_PUBLIC_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
+
+
+@dataclass(slots=True, frozen=True)
+class Route:
+    """One path: its methods, and who answers."""
+
+    methods: tuple[str, ...]
+    answer: Callable[[Exchange], None]
+    body_bytes_max: int = SMALL_BODY_BYTES_MAX
+
+
+class Gateway:
+    """``http.Application`` and ``conversation.Desk`` in one: the data plane of one process."""
+
+    def __init__(
+        self,
+        driver: Driver,
+        fleet: WorkerFleet,
+        *,
+        accounts: Accounts,
+        timeouts: GatewayTimeouts,
+        body_bytes_max: int = BODY_BYTES_MAX,
+    ) -> None:
+        self.driver = driver
+        self.fleet = fleet
+        self.accounts = accounts
+        self.timeouts = timeouts
+        self.catalogue = Catalogue(driver, fleet)
+        self._born = f"{driver.clock.wall_us():x}"
+        self._count = 0
+        self._routes = self._table(body_bytes_max)
+
+    def _table(self, body: int) -> dict[str, Route]:
+        catalogue = self.catalogue
+        get = ("GET", "HEAD")
+        return {
+            "/": Route(get, catalogue.root),
+            "/api/version": Route(get, catalogue.version),
+            "/api/tags": Route(get, catalogue.tags),
+            "/api/ps": Route(("GET",), catalogue.ps),
+            "/api/show": Route(("POST",), catalogue.show),
+            "/v1/models": Route(("GET",), catalogue.models),
+            "/api/generate": Route(("POST",), self._infer(errands.generate), body),
+            "/api/chat": Route(("POST",), self._infer(errands.chat), body),
+            "/api/embed": Route(("POST",), self._infer(errands.embed), body),
+            "/api/embeddings": Route(("POST",), self._infer(errands.embeddings), body),
+            "/v1/chat/completions": Route(("POST",), self._infer(errands.chat_completions), body),
+        }
+
+    # ------------------------------------------------------------------ http.Application
+
+    def on_head(self, request: Request) -> Refusal | int:
+        route = self._route(request.path)
+        if route is None:
+            self.accounts.refused_early(404)
+            return replies.http_refusal(404, f"nothing is served at {request.path}", request.path)
+        if request.method not in route.methods:
+            self.accounts.refused_early(405)
+            allowed = ", ".join(route.methods)
+            text = f"{request.method} is not allowed at {request.path}, only {allowed}"
+            refusal = replies.http_refusal(405, text, request.path)
+            return msgspec.structs.replace(refusal, headers=(*refusal.headers, (b"allow", allowed.encode())))
+        return route.body_bytes_max
+
+    def on_request(self, exchange: Exchange) -> None:
+        route = self._route(exchange.request.path)
+        assert route is not None, "on_head lets known paths pass only"
+        route.answer(exchange)
+
+    def on_bad_request(self, status: int, reason: str, target: str) -> Refusal:
+        self.accounts.refused_early(status)
+        return replies.http_refusal(status, reason, target, close=True)
+
+    def _route(self, path: str) -> Route | None:
+        route = self._routes.get(path)
+        if route is None and path.startswith("/v1/models/"):
+            return Route(("GET",), self.catalogue.model)
+        return route
+
+    # ------------------------------------------------------------------ inference
+
+    def _infer(self, parse: Callable[[bytes], Errand]) -> Callable[[Exchange], None]:
+        def answer(exchange: Exchange) -> None:
+            request = exchange.request
+            try:
+                errand = parse(request.body)
+            except InvalidRequest as error:
+                self.accounts.refused_early(error.status)
+                dialect = replies.dialect_of(request.path)
+                exchange.respond(error.status, [replies.JSON], render_error(dialect, error.status, error.message))
+                return
+            if errand.released:
+                self._release(exchange, errand)
+                return
+            self._converse(exchange, errand)
+
+        return answer
+
+    def _converse(self, exchange: Exchange, errand: Errand) -> None:
+        self._count += 1
+        request = RequestId(f"{self._born}-{self._count:x}")
+        theirs = exchange.request.header(b"x-request-id")
+        public = theirs.decode() if theirs is not None and _PUBLIC_ID.fullmatch(theirs) else request
+        conversation = Conversation(self, exchange, errand, request=request, public_id=public)
+        conversation.begin(InstantUs(conversation.arrived_us + int(self.timeouts.queue_s * SECOND_US)))
+
+    def _release(self, exchange: Exchange, errand: Errand) -> None:
+        """A client's keep_alive 0: residency is ours, so it is a hint and answered as Ollama would (ollama.md 2.3)."""
+        if errand.name not in self.driver.engine.fleet.state.votes:
+            text = f"model '{errand.spelling}' not found"
+            exchange.respond(404, [replies.JSON], render_error(errand.dialect, 404, text))
+            return
+        self.driver.feed(ModelReleased(name=errand.name))
+        answer: dict[str, object] = {"model": errand.spelling, "created_at": self.driver.clock.rfc3339()}
+        if isinstance(errand.native, ollama.ChatRequest):
+            answer["message"] = {"role": "assistant", "content": ""}
+        else:
+            answer["response"] = ""
+        answer |= {"done": True, "done_reason": "unload"}
+        exchange.respond(200, [replies.JSON], msgspec.json.encode(answer))
+
+    # ------------------------------------------------------------------ conversation.Desk
+
+    def upstream(self, worker: WorkerId) -> Upstream | None:
+        port = self.fleet.ports.get(worker)
+        return port.upstream if port is not None else None
+
+    def known_names(self) -> list[str]:
+        return list(self.driver.engine.fleet.state.votes)
+
+    def account(self, conversation: Conversation) -> None:
+        self.accounts.ended(conversation, self.driver.clock.now_us())

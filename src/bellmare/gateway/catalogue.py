@@ -1,0 +1,141 @@
+"""The fleet seen as one Ollama: merged lists of what is stored and what is loaded, answered from memory."""
+
+from typing import Any
+
+import msgspec
+
+from bellmare.gateway import replies
+from bellmare.http.client import UpstreamError
+from bellmare.http.exchange import Exchange
+from bellmare.protocols import ollama
+from bellmare.protocols.errors import Dialect, InvalidRequest, render_error
+from bellmare.protocols.names import canonical_name, close_names, display_name
+from bellmare.protocols.openai import model_entry, models_list
+from bellmare.protocols.rfc3339 import parse_rfc3339
+from bellmare.runtime.driver import Driver
+from bellmare.runtime.fleet import WorkerFleet
+from bellmare.workers.ollama import OllamaWorker
+
+SHOW_TIMEOUT_S = 30.0
+UNKNOWN_VERSION = "0.0.0"
+
+
+class Catalogue:
+    """Answers the listing routes. A worker that is away delays no list."""
+
+    def __init__(self, driver: Driver, fleet: WorkerFleet) -> None:
+        self._driver = driver
+        self._fleet = fleet
+
+    def root(self, exchange: Exchange) -> None:
+        exchange.respond(200, [replies.TEXT], b"Ollama is running")
+
+    def version(self, exchange: Exchange) -> None:
+        """The oldest version in the fleet: what a client may rely on everywhere."""
+        workers = self._driver.engine.fleet.state.workers.values()
+        versions = [worker.version for worker in workers if worker.version]
+        oldest = min(versions, key=_version_key, default=UNKNOWN_VERSION)
+        exchange.respond(200, [replies.JSON], msgspec.json.encode({"version": oldest}))
+
+    def tags(self, exchange: Exchange) -> None:
+        entries = sorted(self._stored().values(), key=lambda entry: _instant(entry.modified_at), reverse=True)
+        body = b'{"models":[' + b",".join(bytes(entry.raw) for entry in entries) + b"]}"
+        exchange.respond(200, [replies.JSON], body)
+
+    def ps(self, exchange: Exchange) -> None:
+        """Every runner of the fleet, each with its worker."""
+        models: list[dict[str, Any]] = []
+        state = self._driver.engine.fleet.state
+        for worker_id, port in self._fleet.ports.items():
+            worker = state.workers.get(worker_id)
+            if worker is None or not worker.healthy:
+                continue
+            models.extend({**msgspec.json.decode(entry.raw), "worker": worker_id} for entry in port.running)
+        models.sort(key=lambda entry: _instant(str(entry.get("expires_at", ""))), reverse=True)
+        exchange.respond(200, [replies.JSON], msgspec.json.encode({"models": models}))
+
+    def models(self, exchange: Exchange) -> None:
+        entries = [(entry.name, _instant(entry.modified_at) // 1_000_000) for entry in self._stored().values()]
+        exchange.respond(200, [replies.JSON], models_list(entries))
+
+    def model(self, exchange: Exchange) -> None:
+        """GET /v1/models/NAME; names with slashes are served too, unlike by Ollama (ollama.md 1.3)."""
+        spelling = exchange.request.path.removeprefix("/v1/models/")
+        try:
+            name = canonical_name(spelling)
+        except InvalidRequest as error:
+            exchange.respond(400, [replies.JSON], render_error(Dialect.openai, 400, error.message))
+            return
+        entry = self._stored().get(name)
+        if entry is None:
+            self._not_found(exchange, spelling, name, Dialect.openai)
+            return
+        exchange.respond(200, [replies.JSON], model_entry(entry.name, _instant(entry.modified_at) // 1_000_000))
+
+    def show(self, exchange: Exchange) -> None:
+        """Asked of a worker that stores the serving version."""
+        try:
+            request = ollama.parse_show(exchange.request.body)
+            name = canonical_name(request.model or "")
+        except InvalidRequest as error:
+            exchange.respond(error.status, [replies.JSON], render_error(Dialect.ollama, error.status, error.message))
+            return
+        port = self._holder(name)
+        if port is None:
+            self._not_found(exchange, request.model or "", name, Dialect.ollama)
+            return
+        body = ollama.encode_show(request, model=port.tags[name].name)
+        self._fleet.tasks.spawn(self._show(exchange, port, body), name="show")
+
+    @staticmethod
+    async def _show(exchange: Exchange, port: OllamaWorker, body: bytes) -> None:
+        try:
+            answer = await port.upstream.fetch("POST", "/api/show", body=body, timeout_s=SHOW_TIMEOUT_S)
+        except UpstreamError:
+            text = f"worker '{port.worker}' did not answer"
+            exchange.respond(502, [replies.JSON], render_error(Dialect.ollama, 502, text))
+            return
+        exchange.respond(answer.status, [replies.JSON], answer.body)
+
+    def _holder(self, name: str) -> OllamaWorker | None:
+        """A healthy worker that binds ``name`` to the blob that serves it."""
+        fleet = self._driver.engine.fleet
+        model = fleet.resolve(name)
+        if model is None:
+            return None
+        for worker_id in model.holders:
+            worker = fleet.state.workers[worker_id]
+            stored = worker.stored.get(name)
+            port = self._fleet.ports.get(worker_id)
+            if worker.healthy and stored is not None and stored.model == model.model and port is not None:
+                return port if name in port.tags else None
+        return None
+
+    def _stored(self) -> dict[str, ollama.TagsModel]:
+        """Every name of the fleet with the entry of a worker that holds the serving version."""
+        found: dict[str, ollama.TagsModel] = {}
+        for name in self._driver.engine.fleet.state.votes:
+            port = self._holder(name)
+            if port is not None:
+                found[name] = port.tags[name]
+        return found
+
+    def _not_found(self, exchange: Exchange, spelling: str, name: str, dialect: Dialect) -> None:
+        text = f"model '{spelling[:200]}' not found"
+        close = [display_name(other) for other in close_names(name, self._driver.engine.fleet.state.votes)]
+        if close:
+            text += "; did you mean " + " or ".join(f"'{other}'" for other in close) + "?"
+        exchange.respond(404, [replies.JSON], render_error(dialect, 404, text))
+
+
+def _instant(text: str) -> int:
+    """Microseconds since 1970; zero for what cannot be read."""
+    try:
+        return parse_rfc3339(text)
+    except ValueError:
+        return 0
+
+
+def _version_key(version: str) -> tuple[int, ...]:
+    parts = version.split("-", maxsplit=1)[0].split(".")
+    return tuple(int(part) if part.isdigit() else 0 for part in parts)

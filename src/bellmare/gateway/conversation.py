@@ -1,0 +1,328 @@
+"""One inference request from its admission to its accounted end: the data plane's side of what the core decides.
+
+It listens to three sides at once (core, worker, client), and whoever comes first ends it: exactly once, in ``_end``.
+A worker's first line decides the status; bytes leave on line boundaries only; after the first byte nothing is retried.
+"""
+
+from typing import Protocol
+
+import msgspec
+
+from bellmare.core.decisions import CacheState, Dispatch, Reject
+from bellmare.core.events import (
+    DispatchFailed,
+    FaultKind,
+    FirstTokenReceived,
+    Outcome,
+    RequestArrived,
+    RequestCancelled,
+    RequestFinished,
+)
+from bellmare.core.units import InstantUs, RequestId, WorkerId
+from bellmare.gateway import replies
+from bellmare.gateway.errands import Errand, Stamp
+from bellmare.gateway.faults import STATUS_LEFT, is_crash
+from bellmare.gateway.translate import TooLong, Translator
+from bellmare.http.call import Call, UpstreamFailure
+from bellmare.http.client import Upstream
+from bellmare.http.exchange import Exchange
+from bellmare.protocols.errors import BadAnswer, render_error, upstream_error_text
+from bellmare.protocols.ndjson import LineTooLong
+from bellmare.protocols.ollama import encode_for_worker
+from bellmare.runtime.driver import Driver
+from bellmare.workers.ollama import FAULTS
+
+ERROR_BODY_BYTES_MAX = 64 << 10
+"""Of a worker's error answer only so much is read."""
+
+
+class GatewayTimeouts(msgspec.Struct, frozen=True):
+    """Spans in seconds; every wait of the data plane has one of these."""
+
+    queue_s: float = 300.0
+    """From arrival to dispatch: then 504."""
+    first_token_s: float = 300.0
+    """From dispatch to the first byte of a streamed answer: a long prompt on a slow machine takes minutes."""
+    token_s: float = 60.0
+    """Between two reads of a streamed answer."""
+    answer_s: float = 3600.0
+    """From dispatch to the end of an answer that is not streamed: Ollama sends nothing before (ollama.md 1.5)."""
+
+
+class Desk(Protocol):
+    """What a conversation needs of the gateway around it."""
+
+    driver: Driver
+    timeouts: GatewayTimeouts
+
+    def upstream(self, worker: WorkerId) -> Upstream | None: ...
+
+    def known_names(self) -> list[str]: ...
+
+    def account(self, conversation: "Conversation") -> None: ...
+
+
+class Conversation:
+    """RequestSink of the driver, Receiver of the worker's answer, ExchangeListener of the client."""
+
+    __slots__ = (
+        "_call",
+        "_error_body",
+        "_upstream_status",
+        "arrived_us",
+        "attempts",
+        "cache",
+        "client_left",
+        "desk",
+        "detail",
+        "dispatched",
+        "ended",
+        "errand",
+        "exchange",
+        "first_byte_us",
+        "outcome",
+        "public_id",
+        "refusal",
+        "request",
+        "stamp",
+        "status",
+        "translator",
+    )  # fmt: skip
+
+    def __init__(self, desk: Desk, exchange: Exchange, errand: Errand, *, request: RequestId, public_id: str) -> None:
+        self.desk = desk
+        self.exchange = exchange
+        self.errand = errand
+        self.request = request
+        self.public_id = public_id
+        self.stamp = Stamp(public_id=public_id, created_s=desk.driver.clock.wall_s(), model=errand.spelling)
+        self.arrived_us = desk.driver.clock.now_us()
+        self.first_byte_us = InstantUs(-1)
+        self.dispatched: Dispatch | None = None
+        self.cache: CacheState | None = None
+        self.attempts = 0
+        self.status = 0
+        """What the client got; 499 if it left before."""
+        self.outcome = ""
+        """completed, failed, refused or cancelled."""
+        self.refusal = ""
+        self.detail = ""
+        """Why it failed, in the worker's words, for operators."""
+        self.translator: Translator | None = None
+        self.client_left = False
+        self.ended = False
+        self._call: Call | None = None
+        self._upstream_status = 0
+        self._error_body = b""
+
+    def begin(self, deadline_us: InstantUs) -> None:
+        """Ask the core. ``deadline_us`` is the instant by which it must have been handed to a worker."""
+        self.exchange.listener = self
+        self.desk.driver.submit(
+            RequestArrived(
+                request=self.request,
+                name=self.errand.name,
+                deadline_us=deadline_us,
+                kind=self.errand.kind,
+                prompt_tokens=self.errand.prompt_tokens,
+            ),
+            self,
+        )
+
+    # ------------------------------------------------------------------ the core's side
+
+    def on_dispatch(self, decision: Dispatch) -> None:
+        """Send it to the worker, in the runner's own shape."""
+        self.dispatched = decision
+        self.cache = decision.cache
+        self.attempts = decision.attempt
+        self.translator = self.errand.translator(self.stamp)
+        self._upstream_status = 0
+        self._error_body = b""
+        upstream = self.desk.upstream(decision.worker)
+        if upstream is None:
+            self._try_elsewhere(FaultKind.refused, "the worker has left the fleet")
+            return
+        streams, timeouts = self.errand.stream, self.desk.timeouts
+        self._call = upstream.send(
+            "POST",
+            self.errand.upstream_path,
+            body=encode_for_worker(self.errand.native, model=self.errand.spelling, num_ctx=decision.num_ctx),
+            receiver=self,
+            first_byte_timeout_s=timeouts.first_token_s if streams else timeouts.answer_s,
+            idle_timeout_s=timeouts.token_s,
+        )
+
+    def on_reject(self, decision: Reject) -> None:
+        """The core will not run it."""
+        self.refusal = str(decision.refusal)
+        self.detail = decision.detail
+        status = replies.STATUS[decision.refusal]
+        text = replies.refusal_text(decision, self.errand.spelling, self.desk.known_names())
+        self._respond_error(status, text, headers=replies.refusal_headers(decision))
+        self._end("refused" if not self.attempts else "failed", status)
+
+    # ------------------------------------------------------------------ the worker's side
+
+    def on_response(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self._upstream_status = status
+
+    def on_data(self, data: bytes) -> None:
+        if self._upstream_status != 200:
+            if len(self._error_body) < ERROR_BODY_BYTES_MAX:
+                self._error_body += data
+            return
+        translator = self.translator
+        assert translator is not None, "data comes after dispatch"
+        try:
+            ready = translator.feed(data)
+        except (LineTooLong, TooLong, BadAnswer) as error:
+            self._drop_call()
+            self._broke(FaultKind.bad_answer, str(error))
+            return
+        if translator.error is not None and not self.exchange.started:
+            return  # the whole answer is an error: told at its end
+        if ready:
+            if not self.exchange.started:
+                self._start(translator)
+            self.exchange.write(ready)
+
+    def on_end(self) -> None:
+        self._call = None
+        translator = self.translator
+        assert translator is not None, "an answer ends after dispatch"
+        if self._upstream_status != 200:
+            self._error_answer(self._upstream_status, upstream_error_text(self._error_body))
+            return
+        try:
+            rest = translator.end()
+        except BadAnswer as error:
+            self._broke(FaultKind.bad_answer, str(error))
+            return
+        if translator.error is not None:
+            self._error_inside(translator.error)
+        elif translator.final is None:
+            self._broke(FaultKind.bad_answer, "the answer stopped before its end")
+        elif translator.streams:
+            self.exchange.finish()
+            self._finish(Outcome.completed, status=200)
+        else:
+            self._note_first_byte()
+            self.exchange.respond(200, self._headers(translator), rest)
+            self._finish(Outcome.completed, status=200)
+
+    def on_failure(self, failure: UpstreamFailure) -> None:
+        self._call = None
+        self._broke(FAULTS[failure.kind], failure.detail)
+
+    # ------------------------------------------------------------------ the client's side
+
+    def on_disconnect(self) -> None:
+        """The client is gone: free the worker at once."""
+        if self.ended:
+            return
+        self.client_left = True
+        self._drop_call()
+        self.desk.driver.feed(RequestCancelled(request=self.request))
+        self._end("cancelled", STATUS_LEFT)
+
+    def on_pause(self) -> None:
+        if self._call is not None:
+            self._call.pause()
+
+    def on_resume(self) -> None:
+        if self._call is not None:
+            self._call.resume()
+
+    # ------------------------------------------------------------------ ways to end
+
+    def _error_answer(self, status: int, text: str) -> None:
+        """The worker answered with an error status, before any byte was sent."""
+        if status == 503:
+            self._try_elsewhere(FaultKind.busy, text)
+        elif status == 404:
+            self._try_elsewhere(FaultKind.not_found, text)
+        elif is_crash(status, text):
+            self._try_elsewhere(FaultKind.crashed, text)
+        elif 400 <= status < 600:
+            self._respond_error(status, text)
+            self._finish(Outcome.failed, status=status, detail=text)
+        else:
+            self._try_elsewhere(FaultKind.bad_answer, f"status {status}")
+
+    def _error_inside(self, text: str) -> None:
+        """An error within a 200: as a status if nothing was sent, else the worker's own line has told it already."""
+        if not self.exchange.started:
+            self._error_answer(500, text)
+            return
+        self.exchange.finish()
+        fault = FaultKind.crashed if is_crash(500, text) else None
+        self._finish(Outcome.failed, status=200, detail=text, fault=fault)
+
+    def _broke(self, fault: FaultKind, detail: str) -> None:
+        """The answer will not be completed: elsewhere if the client has seen nothing, else one error frame."""
+        if not self.exchange.started:
+            self._try_elsewhere(fault, detail)
+            return
+        assert self.translator is not None
+        self.exchange.write(self.translator.cut("the model's worker failed before the answer was complete"))
+        self.exchange.finish()
+        self._finish(Outcome.failed, status=200, detail=detail, fault=fault)
+
+    def _try_elsewhere(self, fault: FaultKind, detail: str) -> None:
+        assert self.dispatched is not None
+        self.detail = detail
+        self.desk.driver.feed(
+            DispatchFailed(request=self.request, worker=self.dispatched.worker, fault=fault, detail=detail[:200])
+        )
+
+    def _finish(self, outcome: Outcome, *, status: int, detail: str = "", fault: FaultKind | None = None) -> None:
+        """Tell the core that a dispatched request is over."""
+        final = self.translator.final if self.translator is not None else None
+        self.detail = detail
+        self.desk.driver.feed(
+            RequestFinished(
+                request=self.request,
+                outcome=outcome,
+                fault=fault,
+                prompt_tokens=final.prompt_eval_count if final is not None else 0,
+                output_tokens=final.eval_count if final is not None else 0,
+            )
+        )
+        self._end(str(outcome), status)
+
+    def _end(self, outcome: str, status: int) -> None:
+        assert not self.ended, "a request ends once"
+        self.ended = True
+        self.outcome = outcome
+        self.status = status
+        self.exchange.listener = None
+        self.desk.account(self)
+
+    # ------------------------------------------------------------------ writing
+
+    def _start(self, translator: Translator) -> None:
+        self._note_first_byte()
+        self.exchange.start(200, self._headers(translator))
+        self.desk.driver.feed(FirstTokenReceived(request=self.request))
+
+    def _note_first_byte(self) -> None:
+        self.first_byte_us = self.desk.driver.clock.now_us()
+
+    def _headers(self, translator: Translator) -> replies.Headers:
+        assert self.dispatched is not None
+        headers = [*translator.headers, *replies.answer_headers(self.dispatched, self.public_id)]
+        if self.errand.overridden:
+            headers.append((b"x-bellmare-overridden", ",".join(self.errand.overridden).encode()))
+        return headers
+
+    def _respond_error(self, status: int, text: str, *, headers: replies.Headers | None = None) -> None:
+        all_headers = [replies.JSON, (b"x-request-id", self.public_id.encode()), *(headers or [])]
+        if self.dispatched is not None:
+            all_headers.append((b"x-bellmare-worker", self.dispatched.worker.encode()))
+        self.exchange.respond(status, all_headers, render_error(self.errand.dialect, status, text))
+
+    def _drop_call(self) -> None:
+        if self._call is not None:
+            self._call.abort()
+            self._call = None

@@ -1,0 +1,20 @@
+"""What a worker's error answer means: the request's own error, or a dead runner."""
+
+STATUS_LEFT = 499
+"""In logs and metrics only: the client left before its answer."""
+
+_CRASH_BEGINNINGS = (
+    "llama-server process has terminated",
+    "llama runner process has terminated",
+    "llama runner process no longer running",
+    "model runner has unexpectedly stopped",
+    "an error was encountered while running the model",
+    "timed out waiting for llama-server",
+)
+"""How Ollama's own texts for a dead runner begin (ollama.md 1.6). Only beginnings count: further on a text may quote
+errors of other requests (ollama.md 12)."""
+
+
+def is_crash(status: int, text: str) -> bool:
+    """Whether an error answer says that the runner died, so that another may serve the request."""
+    return status == 500 and text.startswith(_CRASH_BEGINNINGS)

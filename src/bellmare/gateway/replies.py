@@ -1,0 +1,89 @@
+"""How the gateway answers when no worker's answer is relayed: statuses, texts and headers, in each dialect's shape."""
+
+from collections.abc import Sequence
+
+from bellmare.core.decisions import Dispatch, Refusal, Reject
+from bellmare.http.messages import Refusal as HttpRefusal
+from bellmare.protocols.errors import Dialect, render_error
+from bellmare.protocols.names import close_names, display_name
+
+Headers = list[tuple[bytes, bytes]]
+
+JSON = (b"content-type", b"application/json; charset=utf-8")
+NDJSON = (b"content-type", b"application/x-ndjson")
+EVENTS = (b"content-type", b"text/event-stream")
+TEXT = (b"content-type", b"text/plain; charset=utf-8")
+
+STATUS: dict[Refusal, int] = {
+    Refusal.unknown_model: 404,
+    Refusal.queue_full: 429,
+    Refusal.wait_too_long: 429,
+    Refusal.no_healthy_worker: 503,
+    Refusal.model_does_not_fit: 503,
+    Refusal.load_failed: 502,
+    Refusal.deadline_passed: 504,
+    Refusal.worker_failed: 502,
+}
+TEXTS: dict[Refusal, str] = {
+    Refusal.unknown_model: "model '{name}' not found",
+    Refusal.queue_full: "too many requests are waiting for '{name}': try again in {retry} s",
+    Refusal.wait_too_long: "'{name}' is busy: the predicted wait is too long; try again in {retry} s",
+    Refusal.no_healthy_worker: "no worker that stores '{name}' is reachable at the moment: try again in {retry} s",
+    Refusal.model_does_not_fit: "'{name}' does not fit into the memory of any worker that stores it",
+    Refusal.load_failed: "'{name}' could not be loaded on any worker",
+    Refusal.deadline_passed: "'{name}' did not become free in time: the request waited until its deadline",
+    Refusal.worker_failed: "the workers that tried to answer with '{name}' failed",
+}
+POINTLESS = frozenset({Refusal.unknown_model, Refusal.model_does_not_fit, Refusal.load_failed})
+"""Retrying by itself will not help: both OpenAI SDKs obey ``x-should-retry``."""
+
+
+def dialect_of(target: str) -> Dialect:
+    """The dialect in which a path is answered, also one that is not served."""
+    if target.startswith("/v1/messages"):
+        return Dialect.anthropic
+    return Dialect.openai if target.startswith("/v1/") else Dialect.ollama
+
+
+def refusal_text(decision: Reject, name: str, known: Sequence[str]) -> str:
+    """What happened, why, and what to do about it. ``known`` are the names that could have been meant."""
+    retry_s = max(1, round(decision.retry_after_us / 1e6))
+    text = TEXTS[decision.refusal].format(name=name, retry=retry_s)
+    if decision.refusal is Refusal.unknown_model:
+        close = [display_name(other) for other in close_names(name, known)]
+        if close:
+            text += "; did you mean " + " or ".join(f"'{other}'" for other in close) + "?"
+    elif decision.refusal is Refusal.load_failed and decision.detail:
+        text += f": {decision.detail}"
+    return text
+
+
+def refusal_headers(decision: Reject) -> Headers:
+    """Retry-After in seconds and in milliseconds, where a retry makes sense."""
+    headers: Headers = []
+    if decision.retry_after_us:
+        retry_ms = max(1, decision.retry_after_us // 1000)
+        headers.append((b"retry-after", b"%d" % -(-retry_ms // 1000)))
+        headers.append((b"retry-after-ms", b"%d" % retry_ms))
+    if decision.refusal in POINTLESS:
+        headers.append((b"x-should-retry", b"false"))
+    return headers
+
+
+def answer_headers(decision: Dispatch, public_id: str) -> Headers:
+    """Where and how a request was served."""
+    return [
+        (b"x-request-id", public_id.encode()),
+        (b"x-bellmare-worker", decision.worker.encode()),
+        (b"x-bellmare-cache", decision.cache.encode()),
+        (b"x-bellmare-queue-ms", b"%d" % ((decision.queued_us - decision.load_us) // 1000)),
+        (b"x-bellmare-load-ms", b"%d" % (decision.load_us // 1000)),
+    ]
+
+
+def http_refusal(status: int, message: str, target: str, *, close: bool = False) -> HttpRefusal:
+    """An error before a body was read, in the shape that the path's dialect wants."""
+    if target.startswith(("/api/", "/v1/")):
+        body = render_error(dialect_of(target), status, message)
+        return HttpRefusal(status=status, headers=(JSON,), body=body, close=close)
+    return HttpRefusal(status=status, headers=(TEXT,), body=f"{status} {message}\n".encode(), close=close)

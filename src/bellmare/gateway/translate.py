@@ -1,0 +1,170 @@
+"""From the bytes of a worker's native answer to the bytes of the client's dialect, in whole lines or events only.
+
+A translator sees every body byte of a 200 answer once and knows at the end whether the answer was complete: an answer
+that merely stops is a failure, whatever the connection says (ollama.md 1.6).
+"""
+
+from typing import Protocol
+
+from bellmare.gateway.replies import EVENTS, JSON, NDJSON
+from bellmare.http.messages import Headers
+from bellmare.protocols.errors import BadAnswer, Dialect, stream_error
+from bellmare.protocols.ndjson import LineGate, LineSplitter
+from bellmare.protocols.ollama import Final, decode_final, first_error
+from bellmare.protocols.openai_stream import ChatStream, completion
+
+BODY_BYTES_MAX = 64 << 20
+"""Of an answer that is not streamed."""
+LINE_BYTES_MAX = 1 << 20
+
+
+class TooLong(Exception):  # noqa: N818 - a limit that was met
+    """An unstreamed answer passed ``BODY_BYTES_MAX``."""
+
+
+class Translator(Protocol):
+    """One answer in one dialect. ``feed`` and ``end`` may raise LineTooLong, TooLong or BadAnswer."""
+
+    streams: bool
+    """Whether bytes leave before the end."""
+    final: Final | None
+    """The worker's closing counters, once seen."""
+    error: str | None
+    """The worker's own error text, once seen inside the answer."""
+
+    @property
+    def headers(self) -> Headers: ...
+
+    def feed(self, data: bytes) -> bytes:
+        """Bytes that may leave now."""
+
+    def end(self) -> bytes:
+        """The rest, for an answer that is sent at its end; empty for a stream."""
+
+    def cut(self, message: str) -> bytes:
+        """The one frame that tells the client of a failure after the first byte; empty if it has been told."""
+
+
+class Native:
+    """NDJSON as it comes, held back only up to the next newline."""
+
+    streams = True
+    headers: Headers = (NDJSON,)
+
+    def __init__(self) -> None:
+        self.error: str | None = None
+        self._gate = LineGate(line_bytes_max=LINE_BYTES_MAX)
+        self._last = b""
+        self._begun = False
+
+    @property
+    def final(self) -> Final | None:
+        final = decode_final(self._last)
+        return final if final is not None and final.done else None
+
+    def feed(self, data: bytes) -> bytes:
+        ready = self._gate.feed(data)
+        if not ready:
+            return b""
+        if not self._begun:
+            self._begun = True
+            self.error = first_error(ready[: ready.index(b"\n")])
+            if self.error is not None:
+                return b""
+        self._last = ready[ready.rfind(b"\n", 0, -1) + 1 :]
+        return ready
+
+    def end(self) -> bytes:
+        if self.error is None:
+            self.error = first_error(self._last)
+        return b""
+
+    def cut(self, message: str) -> bytes:
+        return b"" if first_error(self._last) is not None else stream_error(Dialect.ollama, message)
+
+
+class Plain:
+    """One JSON object, collected and passed on as it is."""
+
+    streams = False
+    headers: Headers = (JSON,)
+
+    def __init__(self) -> None:
+        self.error: str | None = None
+        self.final: Final | None = None
+        self._pieces: list[bytes] = []
+        self._bytes = 0
+
+    def feed(self, data: bytes) -> bytes:
+        self._bytes += len(data)
+        if self._bytes > BODY_BYTES_MAX:
+            raise TooLong(f"an answer is longer than {BODY_BYTES_MAX} bytes")
+        self._pieces.append(data)
+        return b""
+
+    def end(self) -> bytes:
+        body = b"".join(self._pieces)
+        if not body.lstrip().startswith(b"{"):
+            raise BadAnswer("the answer is no JSON object")
+        self.error = first_error(body)
+        self.final = decode_final(body) or Final(done=True)
+        return body
+
+    def cut(self, message: str) -> bytes:
+        return b""
+
+
+class OpenAIBody(Plain):
+    """One chat completion, written when the native answer is complete."""
+
+    def __init__(self, *, completion_id: str, created_s: int, model: str) -> None:
+        super().__init__()
+        self._id, self._created_s, self._model = completion_id, created_s, model
+
+    def end(self) -> bytes:
+        body = super().end()
+        if self.error is not None:
+            return b""
+        return completion(body, completion_id=self._id, created_s=self._created_s, model=self._model)
+
+
+class OpenAIStream:
+    """Chat completion chunks as server-sent events."""
+
+    streams = True
+    headers: Headers = (EVENTS, (b"cache-control", b"no-cache"))
+
+    def __init__(self, *, completion_id: str, created_s: int, model: str, include_usage: bool) -> None:
+        self.error: str | None = None
+        self.final: Final | None = None
+        self._lines = LineSplitter(line_bytes_max=LINE_BYTES_MAX)
+        self._chunks = ChatStream(
+            completion_id=completion_id, created_s=created_s, model=model, include_usage=include_usage
+        )
+        self._begun = False
+
+    def feed(self, data: bytes) -> bytes:
+        out: list[bytes] = []
+        for line in self._lines.feed(data):
+            if not self._begun:
+                self._begun = True
+                self.error = first_error(line)
+                if self.error is not None:
+                    return b""
+            out.append(self._chunks.line(line))
+            if self._chunks.finished or self._chunks.failed:
+                self._close(line)
+        return b"".join(out)
+
+    def _close(self, line: bytes) -> None:
+        final = decode_final(line)
+        if final is not None and final.done and not self._chunks.failed:
+            self.final = final
+        elif self.error is None:
+            self.error = first_error(line) or "the worker's answer could not be read"
+
+    def end(self) -> bytes:
+        return b""
+
+    def cut(self, message: str) -> bytes:
+        return b"" if self._chunks.failed else stream_error(Dialect.openai, message)

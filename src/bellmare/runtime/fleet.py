@@ -1,0 +1,78 @@
+"""The workers of one gateway as live ports: joining, observing, leaving."""
+
+import asyncio
+
+from bellmare.core.events import WorkerAdded
+from bellmare.core.units import WorkerId
+from bellmare.runtime.driver import Driver
+from bellmare.runtime.observer import Observer
+from bellmare.runtime.tasks import Tasks
+from bellmare.workers.ollama import OllamaWorker
+from bellmare.workers.port import Profile, WorkerFault
+
+PROFILE_TIMEOUT_S = 5.0
+JOIN_RETRY_S = 1.0
+
+
+class WorkerFleet:
+    """Ports by worker id. A worker joins the core once it has said what it is; one that is away delays nobody."""
+
+    def __init__(self, driver: Driver, observer: Observer, tasks: Tasks) -> None:
+        self.ports: dict[WorkerId, OllamaWorker] = {}
+        self.joining: dict[WorkerId, str] = {}
+        """Workers that have not answered yet, with the latest reason."""
+        self.tasks = tasks
+        self._driver = driver
+        self._observer = observer
+
+    def add(self, port: OllamaWorker) -> None:
+        """Begin to join ``port``; returns at once."""
+        assert port.worker not in self.ports, "worker ids are unique"
+        self.ports[port.worker] = port
+        self.joining[port.worker] = "not asked yet"
+        self.tasks.spawn(self._join(port), name=f"join {port.worker}")
+
+    async def _join(self, port: OllamaWorker) -> None:
+        while True:
+            try:
+                profile = await port.profile(timeout_s=PROFILE_TIMEOUT_S)
+                break
+            except WorkerFault as fault:
+                self.joining[port.worker] = f"{fault.fault}: {fault.detail}"
+            await asyncio.sleep(JOIN_RETRY_S)
+        self._driver.feed(worker_added(port.worker, profile))
+        del self.joining[port.worker]
+        self._observer.watch(port)
+
+    async def settled(self, timeout_s: float) -> bool:
+        """Wait until every worker has been observed once, at most ``timeout_s``; whether all were."""
+        try:
+            async with asyncio.timeout(timeout_s):
+                while not self._all_observed():  # noqa: ASYNC110 - used once at start; an event would be one more state
+                    await asyncio.sleep(0.02)
+        except TimeoutError:
+            return False
+        return True
+
+    def _all_observed(self) -> bool:
+        workers = self._driver.engine.fleet.state.workers
+        return all(name in workers and workers[name].observed_us >= 0 for name in self.ports)
+
+    async def close(self) -> None:
+        """Close every port's connections; nothing is unloaded."""
+        await asyncio.gather(*(port.close() for port in self.ports.values()))
+
+
+def worker_added(worker: WorkerId, profile: Profile) -> WorkerAdded:
+    """The core's event for a worker that has introduced itself."""
+    return WorkerAdded(
+        worker=worker,
+        kind=profile.kind,
+        capacity_bytes=profile.capacity_bytes,
+        capacity_known=profile.capacity_known,
+        headroom_bytes=profile.headroom_bytes,
+        overhead_bytes=profile.overhead_bytes,
+        parallel=profile.parallel,
+        runners_max=profile.runners_max,
+        fit_percent=profile.fit_percent,
+    )

@@ -1,0 +1,287 @@
+"""Any server that speaks Ollama's API, as a worker: stock Ollama, the simulated worker and the embedded engine alike.
+
+Every call carries a timeout. Nothing here decides: it asks, loads and unloads as told, and translates.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+import msgspec
+
+from bellmare.core.events import FaultKind, LoadedModel, StoredModel, WorkerKind
+from bellmare.core.memory import memory_shape
+from bellmare.core.units import GIB, MIB, Bytes, ModelId, WorkerId
+from bellmare.http.client import Upstream, UpstreamError, UpstreamFailureKind
+from bellmare.http.messages import Response
+from bellmare.protocols import ollama
+from bellmare.protocols.errors import BadAnswer, InvalidRequest, upstream_error_text
+from bellmare.protocols.names import canonical_name, is_cloud_name
+from bellmare.workers.port import Observation, Profile, WorkerFault
+
+SHOWS_AT_ONCE = 4
+"""Questions for model details under way; a first look at 300 names must not flood a server."""
+ANSWER_BYTES_MAX = 64 * MIB
+"""/api/show lists every tensor: some megabytes for the largest models."""
+GONE_POLL_S = 0.1
+GUESSED_CAPACITY_BYTES = Bytes(8 * GIB)
+"""For a remote Ollama of unknown size: the smallest card in common use. Raised when more is seen to fit."""
+GPU_RUNNER_OVERHEAD_BYTES = Bytes(512 * MIB)
+"""CUDA context and kernels, once per llama-server process (ollama.md 4.2)."""
+GPU_HEADROOM_BYTES = Bytes(GIB)
+"""llama-server moves layers to the CPU, silently, below 1 GiB free (ollama.md 3.3)."""
+STOCK_RUNNERS_MAX = 3
+"""OLLAMA_MAX_LOADED_MODELS defaults to three per GPU, and is not shown by the API."""
+ONE_SLOT_FAMILIES = (
+    "mllama", "qwen3vl", "qwen3vlmoe", "qwen35", "qwen35moe", "qwen3next", "lfm2", "lfm2moe", "nemotron_h",
+)  # fmt: skip
+"""Ollama forces one slot for these (ollama.md 3.2)."""
+DIGESTS_MAX = 10_000
+
+FAULTS: dict[UpstreamFailureKind, FaultKind] = {
+    UpstreamFailureKind.refused: FaultKind.refused,
+    UpstreamFailureKind.connect_timeout: FaultKind.refused,
+    UpstreamFailureKind.reset: FaultKind.reset,
+    UpstreamFailureKind.closed_early: FaultKind.reset,
+    UpstreamFailureKind.bad_response: FaultKind.bad_answer,
+    UpstreamFailureKind.too_large: FaultKind.bad_answer,
+    UpstreamFailureKind.timeout: FaultKind.timeout,
+    UpstreamFailureKind.stalled: FaultKind.timeout,
+}
+
+
+class WorkerSettings(msgspec.Struct, frozen=True):
+    """What the operator says of one worker; None leaves it to the worker's own word, else to the defaults."""
+
+    kind: WorkerKind = WorkerKind.ollama
+    capacity_bytes: Bytes | None = None
+    headroom: Callable[[WorkerKind, int], Bytes] | None = None
+    """Bytes to keep free, by kind and capacity; None: the kind's default."""
+    parallel: int | None = None
+    runners_max: int | None = None
+    local_capacity_bytes: Bytes | None = None
+    """Memory of this machine's GPUs, if the worker runs on it: a better guess than the default."""
+
+
+class _OwnWord(msgspec.Struct, frozen=True):
+    """GET /api/bellmare of our own workers; stock Ollama answers 404."""
+
+    kind: WorkerKind
+    vram_bytes: int
+    parallel: int
+    runners_max: int = 0
+    fit_percent: int = 100
+
+
+class OllamaWorker:
+    """One worker over HTTP; see ``port.WorkerPort``."""
+
+    def __init__(
+        self, worker: WorkerId, upstream: Upstream, *, settings: WorkerSettings, now_utc: Callable[[], str]
+    ) -> None:
+        self.worker = worker
+        self.upstream = upstream
+        self.settings = settings
+        self.tags: dict[str, ollama.TagsModel] = {}
+        """Canonical name to the worker's own entry, for the merged list."""
+        self.running: tuple[ollama.PsModel, ...] = ()
+        self._now_utc = now_utc
+        self._tags_body = b""
+        self._stored: dict[str, StoredModel] = {}
+        self._blobs: dict[str, ModelId] = {}
+        """Manifest digest to blob, for everything ever seen: /api/ps keeps old digests (ollama.md 2.3)."""
+        self._version = ""
+
+    async def profile(self, *, timeout_s: float) -> Profile:
+        own = await self._own_word(timeout_s=timeout_s)
+        settings = self.settings
+        kind = own.kind if own is not None else settings.kind
+        gpu = kind is not WorkerKind.embedded
+        capacity = settings.capacity_bytes
+        if capacity is None and own is not None:
+            capacity = Bytes(own.vram_bytes)
+        known = capacity is not None
+        if capacity is None:
+            capacity = settings.local_capacity_bytes or GUESSED_CAPACITY_BYTES
+        headroom = GPU_HEADROOM_BYTES if gpu else Bytes(0)
+        if settings.headroom is not None:
+            headroom = settings.headroom(kind, capacity)
+        runners_max = settings.runners_max
+        if runners_max is None:
+            runners_max = own.runners_max if own is not None else STOCK_RUNNERS_MAX
+        return Profile(
+            kind=kind,
+            capacity_bytes=capacity,
+            capacity_known=known,
+            headroom_bytes=headroom,
+            overhead_bytes=GPU_RUNNER_OVERHEAD_BYTES if gpu else Bytes(0),
+            parallel=settings.parallel or (own.parallel if own is not None else 1),
+            runners_max=runners_max,
+            fit_percent=own.fit_percent if own is not None else 80,
+        )
+
+    async def _own_word(self, *, timeout_s: float) -> _OwnWord | None:
+        try:
+            answer = await self._fetch("GET", "/api/bellmare", timeout_s=timeout_s)
+            return msgspec.json.decode(answer.body, type=_OwnWord) if answer.status == 200 else None
+        except msgspec.DecodeError:
+            return None
+
+    async def observe(self, *, timeout_s: float) -> Observation:
+        try:
+            async with asyncio.timeout(timeout_s):
+                return await self._observe(timeout_s=timeout_s)
+        except TimeoutError:
+            raise WorkerFault(FaultKind.timeout, f"no answer within {timeout_s} s") from None
+        except (BadAnswer, msgspec.DecodeError) as error:
+            raise WorkerFault(FaultKind.bad_answer, str(error)) from error
+
+    async def _observe(self, *, timeout_s: float) -> Observation:
+        stored = await self._look_at_disk(timeout_s=timeout_s)
+        running = await self._running(timeout_s=timeout_s)
+        if not self._version:
+            answer = await self._ok("GET", "/api/version", timeout_s=timeout_s)
+            self._version = str(msgspec.json.decode(answer.body, type=dict[str, object]).get("version", ""))[:40]
+        self.running = tuple(running)
+        return Observation(loaded=tuple(self._loaded(entry) for entry in running), stored=stored, version=self._version)
+
+    async def _look_at_disk(self, *, timeout_s: float) -> tuple[StoredModel, ...] | None:
+        """The names on disk, described; None if the list is byte for byte what it was."""
+        answer = await self._ok("GET", "/api/tags", timeout_s=timeout_s)
+        if answer.body == self._tags_body:
+            return None
+        tags: dict[str, ollama.TagsModel] = {}
+        for entry in ollama.decode_tags(answer.body).models:
+            try:
+                if not is_cloud_name(entry.name):
+                    tags[canonical_name(entry.name)] = entry
+            except InvalidRequest:
+                continue  # a name that no client could ask for either
+        known = self._stored
+        fresh = [name for name, entry in tags.items() if name not in known or known[name].digest != entry.digest]
+        gate = asyncio.Semaphore(SHOWS_AT_ONCE)
+        described = await asyncio.gather(
+            *(self._describe(name, tags[name], gate=gate, timeout_s=timeout_s) for name in fresh)
+        )
+        stored = {name: known[name] for name in tags if name in known and name not in fresh}
+        stored.update({model.name: model for model in described if model is not None})
+        self._stored = stored
+        self.tags = {name: tags[name] for name in stored}
+        for model in stored.values():
+            self._blobs[model.digest] = model.model
+        while len(self._blobs) > DIGESTS_MAX:
+            del self._blobs[next(iter(self._blobs))]
+        self._tags_body = answer.body if len(stored) == len(tags) else b""
+        return tuple(stored.values())
+
+    async def _describe(
+        self, name: str, entry: ollama.TagsModel, *, gate: asyncio.Semaphore, timeout_s: float
+    ) -> StoredModel | None:
+        """What /api/show says about one name; None if it vanished meanwhile or cannot be described."""
+        async with gate:
+            body = ollama.encode_show(ollama.ShowRequest(model=entry.name), model=entry.name)
+            answer = await self._fetch("POST", "/api/show", body=body, timeout_s=timeout_s)
+        if answer.status != 200:
+            return None
+        try:
+            return stored_model(name, entry, ollama.decode_show(answer.body))
+        except BadAnswer:
+            return None
+
+    async def _running(self, *, timeout_s: float) -> list[ollama.PsModel]:
+        answer = await self._ok("GET", "/api/ps", timeout_s=timeout_s)
+        return ollama.decode_ps(answer.body).models
+
+    def _loaded(self, entry: ollama.PsModel) -> LoadedModel:
+        try:
+            name = canonical_name(entry.name)
+        except InvalidRequest:
+            name = entry.name
+        return LoadedModel(
+            name=name,
+            model=self._blobs.get(entry.digest),
+            bytes=Bytes(max(entry.size, entry.size_vram)),
+            spilled_bytes=Bytes(max(0, entry.size - entry.size_vram) if entry.size_vram else 0),
+            num_ctx=entry.context_length,
+            pinned=ollama.expires_far(entry.expires_at),
+            expired=ollama.expires_before(entry.expires_at, self._now_utc()),
+        )
+
+    async def load(self, name: str, *, num_ctx: int, embedding: bool, timeout_s: float) -> LoadedModel:
+        path, body = ollama.load_body(name, num_ctx, embedding=embedding)
+        answer = await self._fetch("POST", path, body=body, timeout_s=timeout_s)
+        if answer.status != 200:
+            raise WorkerFault(_status_fault(answer.status), upstream_error_text(answer.body))
+        error = ollama.first_error(answer.body)
+        if error is not None:
+            raise WorkerFault(FaultKind.failed, error)
+        for entry in await self._running(timeout_s=timeout_s):
+            loaded = self._loaded(entry)
+            if loaded.name == name or (loaded.model is not None and loaded.model == self._blob(name)):
+                return loaded
+        raise WorkerFault(FaultKind.bad_answer, f"'{name}' was reported loaded but is not in /api/ps")
+
+    async def unload(self, name: str, *, timeout_s: float) -> None:
+        path, body = ollama.unload_body(name)
+        answer = await self._fetch("POST", path, body=body, timeout_s=timeout_s)
+        if answer.status != 200:
+            raise WorkerFault(_status_fault(answer.status), upstream_error_text(answer.body))
+        # Ollama tells nobody when a runner is gone, so one has to ask again.
+        while any(self._is(entry, name) for entry in await self._running(timeout_s=timeout_s)):  # noqa: ASYNC110
+            await asyncio.sleep(GONE_POLL_S)
+
+    def _is(self, entry: ollama.PsModel, name: str) -> bool:
+        loaded = self._loaded(entry)
+        blob = self._blob(name)
+        return loaded.name == name if blob is None or loaded.model is None else loaded.model == blob
+
+    def _blob(self, name: str) -> ModelId | None:
+        stored = self._stored.get(name)
+        return stored.model if stored is not None else None
+
+    async def close(self) -> None:
+        await self.upstream.close()
+
+    async def _ok(self, method: str, path: str, *, timeout_s: float) -> Response:
+        answer = await self._fetch(method, path, timeout_s=timeout_s)
+        if answer.status != 200:
+            raise WorkerFault(FaultKind.bad_answer, f"{path}: status {answer.status}")
+        return answer
+
+    async def _fetch(self, method: str, path: str, *, body: bytes = b"", timeout_s: float) -> Response:
+        try:
+            return await self.upstream.fetch(
+                method, path, body=body, timeout_s=timeout_s, body_max_bytes=ANSWER_BYTES_MAX
+            )
+        except UpstreamError as error:
+            raise WorkerFault(FAULTS[error.failure.kind], error.failure.detail) from error
+
+
+def _status_fault(status: int) -> FaultKind:
+    if status == 404:
+        return FaultKind.not_found
+    return FaultKind.busy if status == 503 else FaultKind.failed
+
+
+def stored_model(name: str, entry: ollama.TagsModel, show: ollama.ShowAnswer) -> StoredModel:
+    """One name as the core wants it: identity is the blob, sizes from the GGUF's own figures (ollama.md 3.1, 4.1)."""
+    info = show.model_info or {}
+    shape = memory_shape(info)
+    architecture = str(info.get("general.architecture") or show.details.family)
+    context = info.get(f"{architecture}.context_length")
+    capabilities = show.capabilities or []
+    embedding = "embedding" in capabilities and "completion" not in capabilities
+    blob = ollama.blob_of(show.modelfile) or f"digest:{entry.digest}"
+    return StoredModel(
+        name=name,
+        model=ModelId(blob),
+        digest=entry.digest,
+        weights_bytes=Bytes(max(0, entry.size)),
+        kv_bytes_per_token=shape.kv_bytes_per_token,
+        predicted_kv_bytes_per_token=shape.predicted_kv_bytes_per_token,
+        recurrent_bytes_per_slot=shape.fixed_bytes_per_slot,
+        compute_bytes=shape.compute_bytes,
+        context_max=context if isinstance(context, int) and context > 0 else 0,
+        num_ctx=ollama.num_ctx_of(show.parameters),
+        parallel_max=1 if embedding or architecture in ONE_SLOT_FAMILIES else 0,
+        embedding=embedding,
+    )

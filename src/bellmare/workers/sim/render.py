@@ -1,0 +1,166 @@
+"""How one generation is written down: native objects (ollama.md 1.4) or OpenAI chunks (1.5). Bytes only, no timing."""
+
+from typing import Any, Protocol
+
+import msgspec
+
+from bellmare.protocols.errors import Dialect, render_error
+from bellmare.twin.messages import Finished
+from bellmare.workers.sim.clock import Clock
+from bellmare.workers.sim.text import Story
+
+Headers = tuple[tuple[bytes, bytes], ...]
+
+JSON: Headers = ((b"content-type", b"application/json; charset=utf-8"),)
+JSON_V1: Headers = ((b"content-type", b"application/json"),)
+NDJSON: Headers = ((b"content-type", b"application/x-ndjson"),)
+SSE: Headers = ((b"content-type", b"text/event-stream"),)
+
+encode = msgspec.json.encode
+
+
+class Voice(Protocol):
+    """One way to write an answer."""
+
+    stream_headers: Headers
+    json_headers: Headers
+    story: Story
+
+    def piece(self, index: int) -> bytes:
+        """Token ``index`` of a stream; may be empty."""
+
+    def last(self, finished: Finished) -> bytes:
+        """What ends a good stream."""
+
+    def whole(self, finished: Finished) -> bytes:
+        """The answer without a stream."""
+
+    def broken(self, text: str) -> bytes:
+        """What ends a stream that failed after its first byte."""
+
+    def error(self, status: int, text: str) -> bytes:
+        """The body of an error before the first byte."""
+
+
+def durations(finished: Finished) -> dict[str, int]:
+    """The counters of a final object, nanoseconds and counts; zeros are left out, as Go's omitempty does."""
+    found = {
+        "total_duration": finished.total_us * 1000,
+        "load_duration": finished.load_us * 1000,
+        "prompt_eval_count": finished.prompt_tokens,
+        "prompt_eval_duration": finished.prompt_us * 1000,
+        "eval_count": finished.output_tokens,
+        "eval_duration": finished.output_us * 1000,
+    }
+    return {key: value for key, value in found.items() if value}
+
+
+class NativeVoice:
+    """/api/generate and /api/chat."""
+
+    stream_headers: Headers = NDJSON
+    json_headers: Headers = JSON
+
+    def __init__(self, story: Story, model: str, *, clock: Clock, chat: bool, tool: str = "") -> None:
+        self.story = story
+        self._clock = clock
+        self._chat = chat
+        self._tool = tool
+        """Name of the function to call instead of talking; empty: talk."""
+        self._model = model
+        self._start = b'{"model":' + encode(model) + b',"created_at":"'
+        self._open, self._close = (
+            (b'","message":{"role":"assistant","content":', b'},"done":false}\n')
+            if chat
+            else (b'","response":', b',"done":false}\n')
+        )
+
+    def piece(self, index: int) -> bytes:
+        if self._tool:
+            if index < self.story.length - 1:
+                return b""
+            head = self._start + self._clock.stamp()
+            return head + b'","message":' + encode(self._message("")) + b',"done":false}\n'
+        return self._start + self._clock.stamp() + self._open + encode(self.story.token(index)) + self._close
+
+    def last(self, finished: Finished) -> bytes:
+        return encode(self._final(finished, "", tool=False)) + b"\n"
+
+    def whole(self, finished: Finished) -> bytes:
+        text = "" if self._tool else self.story.text(finished.output_tokens)
+        return encode(self._final(finished, text, tool=True))
+
+    def broken(self, text: str) -> bytes:
+        return encode({"error": text}) + b"\n"
+
+    def error(self, status: int, text: str) -> bytes:
+        return encode({"error": text})
+
+    def _message(self, text: str, *, tool: bool = True) -> dict[str, Any]:
+        message: dict[str, Any] = {"role": "assistant", "content": text}
+        if self._tool and tool:
+            message["tool_calls"] = [{"function": {"name": self._tool, "arguments": {}}}]
+        return message
+
+    def _final(self, finished: Finished, text: str, *, tool: bool) -> dict[str, Any]:
+        said = {"message": self._message(text, tool=tool)} if self._chat else {"response": text}
+        more = {} if self._chat else {"context": [1, finished.prompt_tokens, finished.output_tokens]}
+        return {
+            "model": self._model,
+            "created_at": self._clock.stamp().decode(),
+            **said,
+            "done": True,
+            "done_reason": finished.done_reason,
+            **more,
+            **durations(finished),
+        }
+
+
+class OpenAIVoice:
+    """/v1/chat/completions, with stock's loss of the error text in mid-stream (ollama.md 1.6)."""
+
+    stream_headers: Headers = SSE
+    json_headers: Headers = JSON_V1
+
+    def __init__(self, story: Story, model: str, *, created: int, usage: bool) -> None:
+        self.story = story
+        self._usage = usage
+        self._base = {
+            "id": f"chatcmpl-{created % 999}",
+            "object": "chat.completion.chunk",
+            "created": created,
+            "model": model,
+            "system_fingerprint": "fp_ollama",
+        }
+
+    def piece(self, index: int) -> bytes:
+        return self._chunk({"role": "assistant", "content": self.story.token(index)}, None)
+
+    def last(self, finished: Finished) -> bytes:
+        ending = self._chunk({}, finished.done_reason)
+        if self._usage:
+            ending += b"data: " + encode(self._base | {"choices": [], "usage": _usage(finished)}) + b"\n\n"
+        return ending + b"data: [DONE]\n\n"
+
+    def whole(self, finished: Finished) -> bytes:
+        message = {"role": "assistant", "content": self.story.text(finished.output_tokens)}
+        choice = {"index": 0, "message": message, "finish_reason": finished.done_reason}
+        return encode(self._base | {"object": "chat.completion", "choices": [choice], "usage": _usage(finished)})
+
+    def broken(self, text: str) -> bytes:
+        return self._chunk({"role": "assistant", "content": ""}, None, model="")
+
+    def error(self, status: int, text: str) -> bytes:
+        return render_error(Dialect.openai, status, text)
+
+    def _chunk(self, delta: dict[str, str], reason: str | None, **more: str) -> bytes:
+        choice = {"index": 0, "delta": delta, "finish_reason": reason}
+        return b"data: " + encode(self._base | more | {"choices": [choice]}) + b"\n\n"
+
+
+def _usage(finished: Finished) -> dict[str, int]:
+    return {
+        "prompt_tokens": finished.prompt_tokens,
+        "completion_tokens": finished.output_tokens,
+        "total_tokens": finished.prompt_tokens + finished.output_tokens,
+    }

@@ -1,0 +1,100 @@
+"""Whatever arrives, a parser ends with a request that can be written again, or with an InvalidRequest."""
+
+import json
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bellmare.protocols import ollama
+from bellmare.protocols.errors import InvalidRequest, upstream_error_text
+from bellmare.protocols.ollama_requests import ChatRequest, EmbeddingsRequest, EmbedRequest, GenerateRequest
+from bellmare.protocols.ollama_requests import known_fields as names_of
+from bellmare.protocols.openai import OpenAIChat, parse_chat_completion, to_native
+from bellmare.protocols.openai_stream import ChatStream
+
+ROUTES = {
+    "generate": (ollama.parse_generate, GenerateRequest),
+    "chat": (ollama.parse_chat, ChatRequest),
+    "embed": (ollama.parse_embed, EmbedRequest),
+    "embeddings": (ollama.parse_embeddings, EmbeddingsRequest),
+    "openai": (lambda body: to_native(parse_chat_completion(body)), OpenAIChat),
+}
+INNER = ("role", "content", "type", "text", "image_url", "url", "tool_calls", "function", "name", "arguments", "id")
+OPTIONS = (
+    "num_ctx",
+    "num_predict",
+    "stop",
+    "temperature",
+    "use_mmap",
+    "schema",
+    "json_schema",
+    "effort",
+    "tool_choice",
+)
+
+pytestmark = pytest.mark.slow
+
+GIANT = "@giant"
+
+scalars = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.sampled_from([2**63, 2**64, -(2**64), 10**40, GIANT, "json", "", "user", "tool", "5m", "data:;base64,QUJD"])
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(max_size=4)
+)
+values = st.recursive(
+    scalars,
+    lambda children: (
+        st.lists(children, max_size=3) | st.dictionaries(st.sampled_from(INNER + OPTIONS), children, max_size=4)
+    ),
+    max_leaves=12,
+)
+
+
+def encodable(value: object) -> str:
+    """JSON in which a marker stands for an integer too long for Python to print."""
+    return json.dumps(value).replace(f'"{GIANT}"', "1" * 5000)
+
+
+def run(route: str, body: bytes) -> None:
+    try:
+        request = ROUTES[route][0](body)
+    except InvalidRequest as refusal:
+        assert 400 <= refusal.status < 500
+        assert refusal.message and len(refusal.message) < 1000
+        return
+    written = json.loads(ollama.encode_for_worker(request, model="m:latest", num_ctx=4096))
+    assert written["model"] == "m:latest"
+    assert isinstance(ollama.is_load(request), bool) and isinstance(ollama.is_unload(request), bool)
+
+
+@pytest.mark.parametrize("route", sorted(ROUTES))
+@given(data=st.data())
+def test_any_json_in_known_fields(route, data):
+    names = st.sampled_from(sorted(names_of(ROUTES[route][1])))
+    fields = data.draw(st.dictionaries(names, values, max_size=5))
+    fields.setdefault("model", "m")
+    members = ",".join(f"{json.dumps(name)}:{encodable(value)}" for name, value in fields.items())
+    run(route, f"{{{members}}}".encode())
+
+
+@pytest.mark.parametrize("route", sorted(ROUTES))
+@given(body=st.binary(max_size=60), tail=st.binary(max_size=20))
+def test_any_bytes(route, body, tail):
+    run(route, body)
+    run(route, b'{"model":"m",' + body + b"}" + tail)
+    run(route, b'{"model":"m","messages":[{"role":"user","content":"' + body + b'"}],"prompt":"' + tail + b'"}')
+
+
+@given(st.binary(max_size=80), values)
+def test_any_answer_of_a_worker(body, value):
+    assert upstream_error_text(body)
+    for line in (body, encodable(value).encode(), b'{"error":' + encodable(value).encode() + b"}"):
+        ollama.decode_final(line)
+        ollama.first_error(line)
+        chat = ChatStream(completion_id="c", created_s=0, model="m", include_usage=True)
+        assert chat.line(line).endswith((b"", b"\n\n"))
+        assert not (chat.finished and chat.failed)
