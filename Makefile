@@ -51,7 +51,7 @@ format: .venv/.dev
 	$(BIN)/ruff check --fix .
 
 bench-core: .venv/.dev
-	$(BIN)/python -m pytest -s -p no:xdist tests/performance $(ARGS)
+	@$(BIN)/python -m bellmare.bench.core $(ARGS)
 
 docs: .venv/.dev
 	$(BIN)/python -m bellmare.settings.schema docs

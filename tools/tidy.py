@@ -22,7 +22,7 @@ VAGUE = frozenset({"utils", "util", "helpers", "helper", "common", "manager", "d
 """Names that say nothing; such modules collect everything."""
 
 _WHY = re.compile(r"tidy: \w+")
-_MACHINE_PATH = re.compile(r"(?<![\w.$}\]>*?-])/(?:" + "|".join(["work", "root", "home"]) + r")/[\w.-]")
+_MACHINE_PATH = re.compile(r"(?<![\w.$~}\]>*?-])/(?:" + "|".join(["work", "root", "home"]) + r")/[\w.-]")
 _REGISTRY = re.compile(
     r"\b(?:"
     + "|".join(["pypi[.]org", "python" + "hosted[.]org", "registry[.]npm" + "js[.]org", "deb[.]debian[.]org"])

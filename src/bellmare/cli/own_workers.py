@@ -1,5 +1,6 @@
-"""Workers that run inside the gateway's process because the settings say so: the embedded engine and the simulated GPU."""
+"""Workers that run inside the gateway's process because the settings say so: embedded engines and simulated GPUs."""
 
+import asyncio
 from pathlib import Path
 from typing import Protocol
 
@@ -21,7 +22,7 @@ async def start_own_worker(worker: WorkerSettings, position: int) -> OwnWorker |
         from bellmare.workers.embedded.server import EmbeddedConfig, start_embedded_worker
 
         wanted = worker.embedded
-        folder = Path(wanted.models).expanduser()  # noqa: ASYNC240 - reads one variable, once, at start
+        folder = await asyncio.to_thread(_models_folder, wanted.models)
         config = EmbeddedConfig(models_dir=folder, memory_bytes=wanted.memory_bytes, parallel=wanted.parallel)
         return await start_embedded_worker(config, host="127.0.0.1", port=0)
     if worker.sim is not None:
@@ -38,3 +39,17 @@ async def start_own_worker(worker: WorkerSettings, position: int) -> OwnWorker |
             port=0,
         )
     return None
+
+
+def _models_folder(wanted: str | None) -> Path:
+    """The folder that the settings name; without one our own, with the default model fetched if it is empty."""
+    from bellmare.workers.embedded import fetch
+    from bellmare.workers.embedded.progress import progress_on_stderr
+
+    if wanted is not None:
+        return Path(wanted).expanduser()
+    folder = fetch.default_models_dir()
+    if not any(folder.glob("*.gguf")):
+        with progress_on_stderr(fetch.DEFAULT_MODEL.name) as report:
+            fetch.fetch_model(folder, report=report)
+    return folder

@@ -37,6 +37,14 @@ SETTLE_TIMEOUT_S = 15.0
 CLOSE_GRACE_S = 30.0
 
 
+def record_folder(path: str | None) -> Path:
+    """Where the event log goes: as set, else the user's state directory."""
+    if path is not None:
+        return Path(path).expanduser()
+    state = os.environ.get("XDG_STATE_HOME")
+    return (Path(state) if state else Path.home() / ".local" / "state") / "bellmare" / "events"
+
+
 class Service:
     """One gateway: workers of its own, core, data plane, admin. Made inside a running loop."""
 
@@ -87,8 +95,9 @@ class Service:
         def header() -> bytes:
             return header_line(__version__, config, engine.snapshot())
 
-        folder = Path(os.path.expandvars(record.path)).expanduser()
-        return Recorder(folder, header=header, file_bytes_max=record.file_bytes, files_max=record.keep)
+        return Recorder(
+            record_folder(record.path), header=header, file_bytes_max=record.file_bytes, files_max=record.keep
+        )
 
     async def start(self) -> None:
         """Start own workers, join all, observe, then listen. Raises OSError for a port that is taken."""

@@ -78,7 +78,7 @@ def _refusal(fleet: Fleet, model: Model, request: Request) -> tuple[Refusal, int
         return Refusal.deadline_passed, 0
     if request.cache is CacheState.cold and not model.copies and not _fits_somewhere(fleet, model):
         return Refusal.model_does_not_fit, 0
-    predicted_us = predicted_wait_us(fleet, model)
+    predicted_us = max(1, predicted_wait_us(fleet, model))  # zero would say that retrying is pointless
     if fleet.state.waiting >= fleet.config.queue_total_max or model.waiting >= fleet.config.queue_per_model_max:
         return Refusal.queue_full, predicted_us
     if model.waiting and predicted_us > fleet.config.queue_wait_max_us:

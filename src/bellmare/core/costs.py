@@ -51,8 +51,9 @@ def need_bytes(worker: Worker, model: Model, num_ctx: int) -> Bytes:
     """What a runner of ``model`` with ``num_ctx`` per slot will take on ``worker``: measured if known."""
     slots = slots_of(worker, model)
     measured = model.measured_bytes.get(shape_key(worker, num_ctx, slots))
-    body = measured if measured is not None else estimate_bytes(model, num_ctx, slots)
-    return Bytes(body + worker.overhead_bytes)
+    if measured is not None:
+        return Bytes(measured + worker.unshown_bytes)
+    return Bytes(estimate_bytes(model, num_ctx, slots) + worker.overhead_bytes)
 
 
 def predicted_bytes(worker: Worker, model: Model, num_ctx: int) -> int:
@@ -70,7 +71,7 @@ def learn_bytes(worker: Worker, model: Model, runner: Runner, measured: Bytes) -
     if model.measured_bytes.get(key) != measured:
         model.measured_bytes[key] = measured
         model.least_bytes = min(model.least_bytes, measured)
-    return Bytes(measured + worker.overhead_bytes)
+    return Bytes(measured + worker.unshown_bytes)
 
 
 def learn_least(fleet: Fleet, model: Model) -> None:

@@ -41,6 +41,8 @@ from bellmare.core.units import SECOND_US, InstantUs, ModelId, OperationId, Requ
 
 TIMERS_PER_STEP_MAX = 64
 """Due timers that one step handles; the rest follows at once in further steps."""
+BUSY_US = SECOND_US
+"""A worker that called itself busy is believed for so long: one slot less."""
 CRASHES_MAX = 2
 """Runners that one request may take down before it is refused: it may be the request."""
 
@@ -133,6 +135,7 @@ class Engine:
             capacity_known=event.capacity_known,
             headroom_bytes=event.headroom_bytes,
             overhead_bytes=event.overhead_bytes,
+            overhead_shown=event.overhead_shown,
             parallel=event.parallel,
             runners_max=event.runners_max,
             fit_percent=event.fit_percent,
@@ -226,9 +229,7 @@ class Engine:
         elif fault in (FaultKind.crashed, FaultKind.timeout) and runner is not None:
             operations.runner_broke(self.fleet, worker, runner)
         elif fault is FaultKind.busy and runner is not None:
-            runner.zombies.append(InstantUs(self.fleet.now_us + SECOND_US))
-            runner.zombies.sort()
-            self.fleet.set_timer(runner.zombies[-1], Timer.zombie, worker.worker, runner.model)
+            queueing.leave_zombie(self.fleet, worker, runner, BUSY_US)
             self.fleet.refresh_open(worker, runner)
 
     def _model_released(self, event: ModelReleased) -> None:

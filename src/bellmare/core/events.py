@@ -71,6 +71,8 @@ class WorkerAdded(Event, frozen=True, tag=True):
     headroom_bytes: Bytes = Bytes(0)
     overhead_bytes: Bytes = Bytes(0)
     """Memory of one runner beside its buffers: the CUDA context, once per process."""
+    overhead_shown: bool = False
+    """Whether the sizes of /api/ps contain the overhead already; Ollama's do not (ollama.md 2.5)."""
     parallel: int = 1
     runners_max: int = 0
     """Runners at once; zero is no limit. Stock Ollama: three per GPU."""

@@ -73,6 +73,7 @@ def _load_done(fleet: Fleet, worker: Worker, runner: Runner, end: tuple[Operatio
         runner.pinned = event.loaded.pinned
     if operation.load_cause is LoadCause.adopt:
         runner.pinned = True
+        runner.since_us = fleet.now_us  # an observation begun before cannot know that it is there, or pinned
         return
     runner.granted_num_ctx = runner.num_ctx
     learn_load(worker, model, took_us)

@@ -109,15 +109,19 @@ def free_slot(fleet: Fleet, request: Request, *, aborted: bool) -> None:
         left_us = prefill_left_us(worker, prompt_tokens=request.prompt_tokens, spent_us=spent_us)
         left_us = min(left_us, fleet.config.zombie_max_us)
         if left_us:
-            until_us = InstantUs(fleet.now_us + left_us)
-            runner.zombies.append(until_us)
-            runner.zombies.sort()
             fleet.count("zombie")
-            fleet.set_timer(until_us, Timer.zombie, worker.worker, runner.model)
+            leave_zombie(fleet, worker, runner, left_us)
     fleet.refresh_open(worker, runner)
     fleet.touch(runner.model)
     if not runner.used:
         fleet.touch_worker(worker.worker)
+
+
+def leave_zombie(fleet: Fleet, worker: Worker, runner: Runner, span_us: int) -> None:
+    """A slot stays taken for ``span_us``, although no request holds it."""
+    until_us = InstantUs(fleet.now_us + span_us)
+    insort(runner.zombies, until_us)
+    fleet.set_timer(until_us, Timer.zombie, worker.worker, runner.model)
 
 
 def bury_zombies(fleet: Fleet, worker: Worker, runner: Runner) -> None:

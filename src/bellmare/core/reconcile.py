@@ -94,6 +94,8 @@ def _vote(fleet: Fleet, worker: Worker, entry: StoredModel) -> None:
     votes[entry.model] = votes.get(entry.model, 0) + 1
     names = model.holders.get(worker.worker, 0)
     model.holders[worker.worker] = names + 1
+    if model.waiting:
+        fleet.touch(model.model)
     if names == 0:
         fleet.holders_changed(model)
         if worker.healthy:
@@ -159,14 +161,21 @@ def _take_one(fleet: Fleet, worker: Worker, model: Model, sight: tuple[LoadedMod
     if _newer(fleet, worker, runner, started_us):
         return
     if runner.residency is Residency.unloading:
-        if not loaded.expired:
-            fleet.move(worker, runner, Cue.adopted)
-        return
+        if loaded.expired:
+            _check_gone(fleet, worker, runner)
+            return
+        fleet.move(worker, runner, Cue.adopted)
     runner.pinned = loaded.pinned
     if loaded.num_ctx:
         runner.num_ctx = loaded.num_ctx
     fleet.set_bytes(worker, runner, learn_bytes(worker, model, runner, loaded.bytes))
     _check_shape(fleet, worker, model, runner)
+
+
+def _check_gone(fleet: Fleet, worker: Worker, runner: Runner) -> None:
+    """It should have gone and is still listed as leaving: after some patience it is unloaded once more."""
+    if runner.since_us + fleet.config.load_backoff_us <= fleet.now_us:
+        worker.leaving.setdefault(runner.model, UnloadCause.crashed)
 
 
 def _adopt(fleet: Fleet, worker: Worker, model: Model, loaded: LoadedModel) -> None:
@@ -205,6 +214,6 @@ def _learn_capacity(worker: Worker, event: WorkerObserved) -> None:
     if worker.capacity_known:
         return
     fitting = sum(int(loaded.bytes) for loaded in event.loaded if not loaded.spilled_bytes)
-    needed = fitting + worker.headroom_bytes + worker.overhead_bytes * len(event.loaded)
+    needed = fitting + worker.headroom_bytes + worker.unshown_bytes * len(event.loaded)
     if needed > worker.capacity_bytes:
         worker.capacity_bytes = Bytes(needed)

@@ -176,9 +176,11 @@ def advance(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
 def _carry_on(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
     """Take the next step of a placement; False once it has been given up."""
     model = fleet.state.models[placement.model]
-    if not _still_wanted(fleet, model, placement):
+    name = fleet.name_on(worker, model.model, prefer=placement.name)
+    if name is None or model.model in worker.runners or not _still_wanted(fleet, model, placement):
         cancel_placement(fleet, worker)
         return False
+    placement.name = name  # it may have moved to another blob since
     placement.victims = [victim for victim in placement.victims if victim in worker.runners]
     if placement.victims:
         return _unload_victim(fleet, worker, placement)
@@ -200,6 +202,7 @@ def _unload_victim(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
     for victim in placement.victims:
         runner = worker.runners[victim]
         if runner.unload_tries >= UNLOAD_TRIES_MAX:
+            runner.unload_tries = 0  # it may be tried again after the back-off
             worker.backoff[placement.model] = (1, InstantUs(fleet.now_us + fleet.config.load_backoff_us))
             fleet.set_timer(fleet.now_us + fleet.config.load_backoff_us, Timer.look_again, worker.worker)
             cancel_placement(fleet, worker)

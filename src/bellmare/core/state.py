@@ -93,6 +93,7 @@ class Worker(msgspec.Struct):
     capacity_known: bool
     headroom_bytes: Bytes
     overhead_bytes: Bytes
+    overhead_shown: bool
     parallel: int
     runners_max: int
     fit_percent: int
@@ -121,6 +122,11 @@ class Worker(msgspec.Struct):
     load_bytes_per_s: int = 0
     """Learned; zero before the first load."""
     prefill_tokens_per_s: int = 0
+
+    @property
+    def unshown_bytes(self) -> int:
+        """What a runner takes beyond its size in /api/ps."""
+        return 0 if self.overhead_shown else self.overhead_bytes
 
     @property
     def free_bytes(self) -> int:

@@ -30,42 +30,42 @@ _UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\\u2028\\u2029\\u200e\\u200f\\u202a-\\u
 
 
 class RequestFields(TypedDict, total=False):
-    """All that the line of a request can say."""
+    """All that the line of a request can say; None is left out."""
 
     id: Required[str]
-    model: str
-    worker: str
-    dialect: str
-    route: str
-    status: int
+    model: str | None
+    worker: str | None
+    dialect: str | None
+    route: str | None
+    status: int | None
     outcome: Required[str]
-    cache: str
-    queue_ms: float
-    load_ms: float
-    first_token_ms: float
-    total_ms: float
-    prompt_tokens: int
-    output_tokens: int
-    attempts: int
-    request: str
+    cache: str | None
+    queue_ms: float | None
+    load_ms: float | None
+    first_token_ms: float | None
+    total_ms: float | None
+    prompt_tokens: int | None
+    output_tokens: int | None
+    attempts: int | None
+    request: str | None
     """The core's own id; ``id`` may be the client's."""
-    refusal: str
-    error: str
+    refusal: str | None
+    error: str | None
     """What a worker said, cut short: it may quote other requests, so it is for operators only."""
 
 
 class OperationFields(TypedDict, total=False):
-    """All that the line of an operation can say."""
+    """All that the line of an operation can say; None is left out."""
 
     operation: Required[int]
     kind: Required[str]
-    model: str
-    worker: str
-    cause: str
+    model: str | None
+    worker: str | None
+    cause: str | None
     outcome: Required[str]
-    expected_ms: float
-    took_ms: float
-    error: str
+    expected_ms: float | None
+    took_ms: float | None
+    error: str | None
 
 
 _REQUEST_FIELDS = frozenset(RequestFields.__annotations__)
@@ -276,7 +276,7 @@ def _shown(value: object) -> str:
 def open_logs(
     *, level: str = "info", line_format: str = "auto", stream: TextIO | None = None, lines_max: int = LINES_MAX
 ) -> Logs:
-    """Start the log. ``level`` and ``line_format`` as ``log`` in the settings; ``stream`` is standard error if not given."""
+    """Start the log. ``level`` and ``line_format`` as ``log`` in the settings; ``stream`` by default standard error."""
     import structlog  # 30 to 90 ms, and commands that only ask a running gateway never log
 
     target = sys.stderr if stream is None else stream

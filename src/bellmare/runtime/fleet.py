@@ -72,6 +72,7 @@ def worker_added(worker: WorkerId, profile: Profile) -> WorkerAdded:
         capacity_known=profile.capacity_known,
         headroom_bytes=profile.headroom_bytes,
         overhead_bytes=profile.overhead_bytes,
+        overhead_shown=profile.overhead_shown,
         parallel=profile.parallel,
         runners_max=profile.runners_max,
         fit_percent=profile.fit_percent,

@@ -26,12 +26,12 @@ FLUSH_S = 0.2
 
 
 class LogHeader(msgspec.Struct, frozen=True):
-    """First line of a file. ``state`` is None where the log began with a fresh engine."""
+    """First line of a file. ``state`` is what ``Engine.snapshot`` wrote."""
 
     bellmare_log: int
     version: str
     config: CoreConfig
-    state: msgspec.Raw | None
+    state: msgspec.Raw
 
 
 class LogStep(msgspec.Struct, frozen=True, rename={"now_us": "t", "event": "e", "decisions": "d"}):
@@ -167,7 +167,7 @@ def _next_number(folder: Path) -> int:
     return max(numbers, default=0)
 
 
-def header_line(version: str, config: CoreConfig, state: bytes | None) -> bytes:
-    """The first line of a file; ``state`` is ``Engine.snapshot()``, or None for a fresh engine."""
-    header = LogHeader(LOG_VERSION, version, config, msgspec.Raw(state) if state is not None else None)
+def header_line(version: str, config: CoreConfig, state: bytes) -> bytes:
+    """The first line of a file; ``state`` is ``Engine.snapshot()``."""
+    header = LogHeader(LOG_VERSION, version, config, msgspec.Raw(state))
     return _encoder.encode(header) + b"\n"

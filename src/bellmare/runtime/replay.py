@@ -100,6 +100,4 @@ def _engine(path: Path, first_line: bytes) -> Engine:
         raise LogError(f"{path}:1: not an event log of bellmare ({error})") from error
     if header.bellmare_log != LOG_VERSION:
         raise LogError(f"{path}:1: log version {header.bellmare_log}, this program reads {LOG_VERSION}")
-    if header.state is None:
-        return Engine(header.config)
     return Engine.restore(header.config, bytes(header.state))

@@ -132,7 +132,7 @@ class WorkerUrl(msgspec.Struct, frozen=True):
 
 
 def parse_worker_url(value: object) -> WorkerUrl:
-    """A URL or what OLLAMA_HOST may hold, by Ollama's rules: ``http://h`` is port 80, ``https://h`` 443, ``h`` 11434.
+    """A URL or what OLLAMA_HOST may hold, by Ollama's rules: ``http://h`` is port 80, ``h`` 11434; no TLS.
 
     A server that listens on all interfaces (0.0.0.0, ::) is reached over loopback. Raises ValueError.
     """
@@ -142,11 +142,12 @@ def parse_worker_url(value: object) -> WorkerUrl:
     scheme, separator, rest = text.partition("://")
     if not separator:
         scheme, rest, default_port = "http", text, OLLAMA_PORT
-    elif scheme.casefold() in {"http", "https"}:
-        scheme = scheme.casefold()
-        default_port = 443 if scheme == "https" else 80
+    elif scheme.casefold() == "http":
+        scheme, default_port = "http", 80
+    elif scheme.casefold() == "https":
+        raise ValueError(f"{quoted(value)} wants TLS, which is not spoken to workers yet; use http")
     else:
-        raise ValueError(f"{quoted(value)} has the scheme {quoted(scheme)}; workers speak http or https")
+        raise ValueError(f"{quoted(value)} has the scheme {quoted(scheme)}; workers speak http")
     parts = urlsplit(f"//{rest}")
     if "@" in parts.netloc:
         raise ValueError("a worker's URL holds no user or password: settings are shown in logs and reports")

@@ -97,9 +97,9 @@ def meant(path: Path) -> str | None:
     """What the unknown key at the end of ``path`` was perhaps meant to be: a name beside it, else a dotted key."""
     section = section_at(path[:-1])
     name = str(path[-1])
-    beside = nearest(name, keys_of(section)) if section is not None else None
-    if beside:
-        return beside
     known = {key.path[-1]: dotted(key.path).replace(f".{ITEM}", ITEM) for key in reversed(list(all_keys()))}
-    folded = name.casefold().replace("-", "_")
-    return known.get(folded) or known.get(nearest(folded, known) or "")
+    elsewhere = known.get(name.casefold().replace("-", "_"))
+    beside = nearest(name, keys_of(section)) if section is not None else None
+    if beside and beside.casefold() == name.casefold().replace("-", "_"):
+        return beside
+    return elsewhere or beside or known.get(nearest(name, known) or "")

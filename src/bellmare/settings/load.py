@@ -144,7 +144,7 @@ def _put_file(merge: _Merge, path: FilePath) -> None:
         return fail(f"holds {quoted(document.value)} instead of keys such as `listen: 127.0.0.1:11435`")
     merge.tree = _merge_trees(merge.tree, document.value)
     for known in document.values:
-        if known and _has_value(document.value, known):
+        if known and _value_at(document.value, known) is not None:
             merge.places[known] = _in_file(known, document, shown=shown)
     return None
 
@@ -154,21 +154,19 @@ def _merge_trees(base: dict[str, Any], above: dict[str, Any]) -> dict[str, Any]:
     return {**base, **above}
 
 
-def _has_value(value: Any, path: Path) -> bool:
-    """False for a key that was left out because it stands there without a value."""
+def _value_at(value: Any, path: Path) -> Any:
+    """None for a key that was left out because it stands there without a value."""
     for part in path:
-        if isinstance(value, dict) and part in value:
-            value = value[str(part)]
+        if isinstance(value, dict):
+            value = value.get(str(part))
         elif isinstance(value, list) and isinstance(part, int):
             value = value[part]
-        else:
-            return False
-    return True
+    return value
 
 
 def _in_file(path: Path, document: Document, *, shown: str) -> _Place:
-    mark = document.values[path]
-    key = document.keys.get(path, mark)
+    key = document.keys.get(path, document.values[path])
+    mark = key if isinstance(_value_at(document.value, path), dict | list) else document.values[path]
     return _Place(f"{shown}:{key.line}", _text(shown, key), _text(shown, mark), (1, mark.line, mark.column))
 
 
@@ -223,12 +221,12 @@ def _fill(settings: Settings, merge: _Merge, *, ollama: OllamaDefaults, environm
     for index, worker in enumerate(settings.workers):
         workers.append(_fill_worker(worker, ("workers", index), merge=merge, ollama=ollama, kinds=kinds))
         embedded = workers[-1].embedded
-        if embedded is not None:
+        if embedded is not None and embedded.models is not None:
             models = _home(embedded.models, environment, merge=merge, path=("workers", index, "embedded", "models"))
             embedded = embedded.model_copy(update={"models": models})
             workers[-1] = workers[-1].model_copy(update={"embedded": embedded})
     record = settings.record
-    if record is not None:
+    if record is not None and record.path is not None:
         record = record.model_copy(
             update={"path": _home(record.path, environment, merge=merge, path=("record", "path"))}
         )

@@ -118,8 +118,9 @@ class LimitSettings(Section):
 class EmbeddedSettings(Section):
     """A llama.cpp engine of our own, in a child process."""
 
-    models: Annotated[str, Word(r"[^\x00]{1,4096}", "a path")] = Field(
-        default="~/models", description="Directory with *.gguf files; `~` is the home directory."
+    models: Annotated[str, Word(r"[^\x00]{1,4096}", "a path")] | None = Field(
+        default=None,
+        description="Directory with *.gguf files. Absent: our own, into which SmolLM2 135M is fetched at first use.",
     )
     memory_bytes: Annotated[Bytes, _Memory] = Field(
         default=Bytes(4 * GIB), alias="memory", description="Memory that loaded models may take together."
@@ -189,8 +190,9 @@ class ModelSettings(Section):
 
 
 class RecordSettings(Section):
-    path: Annotated[str, Word(r"[^\x00]{1,4096}", "a path")] = Field(
-        default="var/events", description="Directory of the event log; relative to the working directory."
+    path: Annotated[str, Word(r"[^\x00]{1,4096}", "a path")] | None = Field(
+        default=None,
+        description="Directory of the event log. Absent: bellmare/events in XDG_STATE_HOME, else in ~/.local/state.",
     )
     file_bytes: Annotated[Bytes, Size(MIB, 64 * GIB)] = Field(
         default=Bytes(64 * MIB), alias="file", description="Size at which the next file is begun."

@@ -82,7 +82,7 @@ def parse_size(value: object) -> int:
             power = "KMGT".index(letter) + 1
             hint = f"; say {number}{letter}B (10^{3 * power}) or {number}{letter}iB (2^{10 * power})"
         else:
-            hint = did_you_mean(nearest(unit, SIZE_UNITS))
+            hint = f"; the units are {', '.join(SIZE_UNITS)}"
         raise ValueError(f"{quoted(value)} has the unknown unit {quoted(unit)}{hint}")
     size = Decimal(number) * factor
     if size != int(size):

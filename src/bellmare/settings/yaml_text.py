@@ -102,6 +102,8 @@ class _Builder:
             raise _StopError(Fault(mark, (), f"nested deeper than {DEPTH_MAX} levels"))
         if isinstance(event, AliasEvent):
             return self.alias(event, path)
+        if event.tag and not isinstance(event, ScalarEvent):
+            self.fault(event, f"the tag {quoted(str(event.tag))} is not understood", path=path)
         before = self.count
         self.add(1, mark)
         if isinstance(event, MappingStartEvent):

@@ -102,7 +102,12 @@ class TwinModel(msgspec.Struct, frozen=True):
     """The part that stays in host memory: token_embd, if it is not tied to the output (section 4.2)."""
     layers: int = 32
     kv_bytes_per_token: int = 131_072
-    """All layers, keys and values, f16, one slot."""
+    """Layers that see the whole context, keys and values, f16, one slot."""
+    window_kv_bytes_per_token: int = 0
+    """The same of layers with a sliding window, whose cache holds ``window`` and one batch (section 4.2)."""
+    window: int = 0
+    predicted_kv_bytes_per_token: int = 0
+    """What Ollama's crude prediction takes for all layers (section 4.4); zero: the two above together."""
     embedding_length: int = 4096
     feed_forward_length: int = 14_336
     context_max: int = 131_072

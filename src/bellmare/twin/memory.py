@@ -24,9 +24,15 @@ class Placement(msgspec.Struct, frozen=True):
         return self.vram_bytes + self.overhead_bytes
 
 
+def _padded(cells: int) -> int:
+    return -(-cells // 256) * 256
+
+
 def kv_bytes(model: TwinModel, shape: Shape, *, slots: int) -> int:
-    """KV cache of all slots, f16; llama.cpp pads the context to 256 cells (section 4.2)."""
-    return model.kv_bytes_per_token * (-(-shape.context // 256) * 256) * slots
+    """KV cache of all slots, f16; llama.cpp pads to 256 cells (section 4.2)."""
+    window = min(shape.context, model.window + shape.batch)
+    per_slot = model.kv_bytes_per_token * _padded(shape.context) + model.window_kv_bytes_per_token * _padded(window)
+    return per_slot * slots
 
 
 def compute_bytes(model: TwinModel, shape: Shape) -> int:
@@ -36,8 +42,9 @@ def compute_bytes(model: TwinModel, shape: Shape) -> int:
 
 
 def predicted_bytes(model: TwinModel, shape: Shape, *, slots: int) -> int:
-    """Ollama's own prediction: file plus KV; no compute, no CUDA context (section 4.4)."""
-    return model.weights_bytes + kv_bytes(model, shape, slots=slots)
+    """Ollama's own prediction: file plus KV as if no layer had a window; no compute, no CUDA context (section 4.4)."""
+    per_token = model.predicted_kv_bytes_per_token or model.kv_bytes_per_token + model.window_kv_bytes_per_token
+    return model.weights_bytes + per_token * shape.context * slots
 
 
 def fits_beside(config: TwinConfig, predicted: int, *, free_bytes: int) -> bool:

@@ -254,7 +254,10 @@ class Counters(msgspec.Struct):
     """Loads that found less memory free than they need, and so spilled to the host (section 3.3)."""
     granted_total: int = 0
     finished_total: int = 0
+    """Generations with a good end."""
+    load_replies_total: int = 0
+    """Loads with a good end. Granted is finished plus these, plus what failed or was cancelled after its grant."""
     failed_total: int = 0
     cancelled_total: int = 0
     in_flight_max: dict[str, int] = msgspec.field(default_factory=dict)
-    """Per blob: most granted requests at one instant, those on the semaphore included."""
+    """Per blob: most generations at one instant in a slot or waiting for one; above the slots, somebody waited."""

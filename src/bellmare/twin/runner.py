@@ -89,6 +89,9 @@ class Runner:
         self.slots = job.model.parallel(machine.config.num_parallel)
         self.refcount = 0
         """Granted requests whose end Ollama has not yet processed. The scheduler's to change."""
+        self.in_flight = 0
+        """Generations that hold a slot or wait for one: without the ends that the completed loop has yet to process,
+        because it waits for video memory, and without loads, which take no slot. The scheduler's to change."""
         self.duration_us = 0
         self.expires_us: int | None = None
         """What /api/ps shows. None: never idle yet, shown as now + duration."""
@@ -114,6 +117,7 @@ class Runner:
         job.runner = self
         if isinstance(asked, LoadOnly):
             machine.emit(LoadReplied(machine.now_us, asked.request))
+            machine.counters.load_replies_total += 1
             self._end(job)
         elif asked.embed and not self.model.embedding:
             self._fail(job, 501, text=NO_EMBEDDINGS)

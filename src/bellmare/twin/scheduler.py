@@ -15,6 +15,7 @@ from bellmare.twin.machine import Machine, Timer
 from bellmare.twin.memory import Placement, fits_beside, place, predicted_bytes
 from bellmare.twin.messages import (
     Failed,
+    Generate,
     Granted,
     LoadAborted,
     LoadStarted,
@@ -102,6 +103,7 @@ class Scheduler:
     def ended(self, job: Job) -> None:
         """A granted request's handler returned."""
         assert job.runner is not None
+        job.runner.in_flight -= isinstance(job.asked, Generate)
         self._ends.append(job.runner)
         self._process_ends()
 
@@ -256,7 +258,8 @@ class Scheduler:
         job.granted_us = machine.now_us
         blob = runner.model.blob
         counters.granted_total += 1
-        counters.in_flight_max[blob] = max(counters.in_flight_max.get(blob, 0), runner.refcount)
+        runner.in_flight += isinstance(job.asked, Generate)
+        counters.in_flight_max[blob] = max(counters.in_flight_max.get(blob, 0), runner.in_flight)
         machine.emit(Granted(machine.now_us, job.asked.request, machine.now_us - job.arrived_us, runner.shape.context))
         runner.enter(job)
 

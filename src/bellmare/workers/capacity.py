@@ -1,30 +1,39 @@
 """How much memory models may take on this machine: NVIDIA's GPUs if there are any, else half of main memory."""
 
 import os
+from typing import NamedTuple
 
 from bellmare.core.units import Bytes
 
 
 def local_capacity_bytes() -> Bytes | None:
     """Total memory of all local NVIDIA GPUs, else half of physical memory; None if neither can be read."""
-    return _nvidia_bytes() or _half_of_memory()
+    return Bytes(sum(gpu.total_bytes for gpu in nvidia_gpus())) or _half_of_memory()
 
 
-def _nvidia_bytes() -> Bytes | None:
-    """None without a driver. The library is imported here because most machines that run a gateway have no GPU."""
-    try:
-        import pynvml
-    except ImportError:
-        return None
+class Gpu(NamedTuple):
+    """One GPU as its driver names it."""
+
+    uuid: str
+    total_bytes: int
+
+
+def nvidia_gpus() -> list[Gpu]:
+    """The local NVIDIA GPUs; empty without a driver. Imported here: most machines that run a gateway have none."""
+    import pynvml
+
     try:
         pynvml.nvmlInit()
     except pynvml.NVMLError:
-        return None
+        return []
     try:
         handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-        return Bytes(sum(int(pynvml.nvmlDeviceGetMemoryInfo(handle).total) for handle in handles)) or None
+        return [
+            Gpu(str(pynvml.nvmlDeviceGetUUID(handle)), int(pynvml.nvmlDeviceGetMemoryInfo(handle).total))
+            for handle in handles
+        ]
     except pynvml.NVMLError:
-        return None
+        return []
     finally:
         pynvml.nvmlShutdown()
 

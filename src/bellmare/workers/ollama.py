@@ -22,7 +22,14 @@ SHOWS_AT_ONCE = 4
 """Questions for model details under way; a first look at 300 names must not flood a server."""
 ANSWER_BYTES_MAX = 64 * MIB
 """/api/show lists every tensor: some megabytes for the largest models."""
-GONE_POLL_S = 0.1
+GONE_POLL_S = 0.05
+MEMORY_BACK_S = 1.5
+"""A runner leaves /api/ps before the driver has its memory back, typically 0.5 to 1.5 s; a load sent in between finds
+no room and makes Ollama evict somebody (ollama.md 2.3, 3.3). Waited out where the memory itself cannot be seen."""
+MEMORY_BACK_MAX_S = 5.0
+"""Ollama's own patience."""
+MEMORY_BACK_PERCENT = 75
+"""So much of the runner's size must be free again, by Ollama's own rule."""
 GUESSED_CAPACITY_BYTES = Bytes(8 * GIB)
 """For a remote Ollama of unknown size: the smallest card in common use. Raised when more is seen to fit."""
 GPU_RUNNER_OVERHEAD_BYTES = Bytes(512 * MIB)
@@ -70,6 +77,9 @@ class _OwnWord(msgspec.Struct, frozen=True):
     parallel: int
     runners_max: int = 0
     fit_percent: int = 100
+    overhead_bytes: int | None = None
+    vram_used_bytes: int | None = None
+    """None: memory is back as soon as a runner is gone."""
 
 
 class OllamaWorker:
@@ -105,6 +115,9 @@ class OllamaWorker:
         headroom = GPU_HEADROOM_BYTES if gpu else Bytes(0)
         if settings.headroom is not None:
             headroom = settings.headroom(kind, capacity)
+        overhead = GPU_RUNNER_OVERHEAD_BYTES if gpu else Bytes(0)
+        if own is not None and own.overhead_bytes is not None:
+            overhead = Bytes(own.overhead_bytes)
         runners_max = settings.runners_max
         if runners_max is None:
             runners_max = own.runners_max if own is not None else STOCK_RUNNERS_MAX
@@ -113,7 +126,8 @@ class OllamaWorker:
             capacity_bytes=capacity,
             capacity_known=known,
             headroom_bytes=headroom,
-            overhead_bytes=GPU_RUNNER_OVERHEAD_BYTES if gpu else Bytes(0),
+            overhead_bytes=overhead,
+            overhead_shown=not gpu,
             parallel=settings.parallel or (own.parallel if own is not None else 1),
             runners_max=runners_max,
             fit_percent=own.fit_percent if own is not None else 80,
@@ -222,11 +236,29 @@ class OllamaWorker:
 
     async def unload(self, name: str, *, timeout_s: float) -> None:
         path, body = ollama.unload_body(name)
+        own = await self._own_word(timeout_s=timeout_s)
+        leaving = next((e for e in await self._running(timeout_s=timeout_s) if self._is(e, name)), None)
         answer = await self._fetch("POST", path, body=body, timeout_s=timeout_s)
         if answer.status != 200:
             raise WorkerFault(_status_fault(answer.status), upstream_error_text(answer.body))
         # Ollama tells nobody when a runner is gone, so one has to ask again.
         while any(self._is(entry, name) for entry in await self._running(timeout_s=timeout_s)):  # noqa: ASYNC110
+            await asyncio.sleep(GONE_POLL_S)
+        if leaving is not None and leaving.size_vram > 0:
+            await self._memory_back(own, leaving.size_vram)
+
+    async def _memory_back(self, before: _OwnWord | None, size_bytes: int) -> None:
+        """Wait until the driver has the memory of a runner that is gone."""
+        if before is None:
+            await asyncio.sleep(MEMORY_BACK_S)
+            return
+        if before.vram_used_bytes is None:
+            return
+        enough = before.vram_used_bytes - size_bytes * MEMORY_BACK_PERCENT // 100
+        for _ in range(round(MEMORY_BACK_MAX_S / GONE_POLL_S)):
+            now = await self._own_word(timeout_s=MEMORY_BACK_MAX_S)
+            if now is None or now.vram_used_bytes is None or now.vram_used_bytes <= enough:
+                return
             await asyncio.sleep(GONE_POLL_S)
 
     def _is(self, entry: ollama.PsModel, name: str) -> bool:

@@ -34,6 +34,7 @@ class Profile(msgspec.Struct, frozen=True):
     capacity_known: bool
     headroom_bytes: Bytes
     overhead_bytes: Bytes
+    overhead_shown: bool
     parallel: int
     runners_max: int
     fit_percent: int

@@ -377,6 +377,22 @@ async def test_a_paused_call_holds_the_worker_back_and_is_not_stalled(serve, dia
     assert upstream.idle == 1
 
 
+async def test_a_connection_paused_at_the_end_of_its_call_serves_the_next_one(serve, dial) -> None:
+    class Pausing(Recorder):
+        def on_response(self, status, headers) -> None:
+            super().on_response(status, headers)
+            self.call.pause()
+
+    server = await serve(App())
+    upstream = dial(server.port)
+    recorder = Pausing()
+    recorder.call = send(upstream, recorder)
+    await finished(recorder)
+    assert recorder.body == b"ok"
+    assert (await upstream.fetch("GET", "/", timeout_s=WAIT_S)).body == b"ok"
+    assert upstream.dialled_total == 1
+
+
 async def test_no_head_in_time_is_a_timeout_and_silence_after_it_a_stall(serve, dial) -> None:
     app = App(auto=False)
     server = await serve(app)
@@ -424,13 +440,17 @@ async def test_closing_the_client_fails_what_is_in_flight(serve, dial) -> None:
     app = App(auto=False)
     server = await serve(app)
     upstream = dial(server.port)
-    await asyncio.sleep(0)
     running, dialling, late = Recorder(), Recorder(), Recorder()
-    send(upstream, running)
+    send(upstream, first := Recorder())
+    (await app.exchange()).respond(200, [], b"")
+    await finished(first)
+    send(upstream, running)  # on a used connection and without an answer: closing is no reason to retry
     await app.exchange()
+    assert upstream.dialled_total == 1
     send(upstream, dialling)
     await upstream.close()
     assert running.events == dialling.events == ["failure"]
+    assert running.failure.kind == dialling.failure.kind == UpstreamFailureKind.reset
     send(upstream, late)
     assert (await finished(late)).failure.kind == UpstreamFailureKind.refused
 

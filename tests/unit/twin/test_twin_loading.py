@@ -5,6 +5,7 @@ from twin_driving import GPU, WORLD, Drive, S, model
 
 from bellmare.twin.config import FOREVER_US, GIB, MIB, GpuConfig, TwinConfig
 from bellmare.twin.loading import HostCache
+from bellmare.twin.memory import kv_bytes, predicted_bytes
 from bellmare.twin.messages import (
     CopyName,
     DeleteName,
@@ -18,8 +19,10 @@ from bellmare.twin.messages import (
     LoadReplied,
     MemoryFreed,
     RunnerGone,
+    RunnerOptions,
     UnloadReplied,
 )
+from bellmare.twin.shape import resolve
 
 
 def test_a_load_takes_spawn_and_disk_once_and_pcie_from_the_page_cache_later() -> None:
@@ -346,3 +349,12 @@ def test_load_duration_includes_the_wait_in_the_queue() -> None:
 def test_the_world_has_no_two_models_of_one_name() -> None:
     with pytest.raises(AssertionError):
         Drive(*WORLD, WORLD[0])
+
+
+def test_layers_with_a_window_take_little_and_are_predicted_in_full() -> None:
+    """4.2: cells = pad256(min(C, window + U)); 4.4: Ollama overestimates such models 3-10x at long context."""
+    swa = model("swa:1", kv_bytes_per_token=10_000, window_kv_bytes_per_token=50_000, window=1024)
+    shape = resolve(TwinConfig(), swa, options=RunnerOptions(num_ctx=65_536), shift=None)
+    assert shape.batch == 2048
+    assert kv_bytes(swa, shape, slots=1) == 10_000 * 65_536 + 50_000 * 3072
+    assert predicted_bytes(swa, shape, slots=1) == 4 * GIB + 60_000 * 65_536

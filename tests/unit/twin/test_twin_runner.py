@@ -272,3 +272,21 @@ def test_slowness_counts_for_what_begins_later() -> None:
     slow = drive.generate("a:1")
     drive.later(20)
     assert (drive.at_s(Finished, normal), drive.at_s(Finished, slow)) == (14, 20)
+
+
+def test_requests_that_have_ended_are_not_in_flight_while_the_server_waits_for_memory() -> None:
+    """2.3, 3.2: the completed loop books no end while it waits for video memory, but the slots are free all the same;
+    and a load takes no slot."""
+    drive = Drive(num_parallel=2, unload_us=5 * S)
+    drive.loaded_now("a:1", "b:1")
+    before = drive.twin.counters.granted_total
+    drive.unload("b:1")
+    for _ in range(3):
+        drive.generate("a:1")
+        drive.generate("a:1")
+        drive.load("a:1")
+        drive.later(3)
+    counters = drive.twin.counters
+    assert counters.in_flight_max == {"a": 2, "b": 0}
+    assert (counters.granted_total - before, counters.finished_total, counters.load_replies_total) == (9, 6, 5)
+    assert counters.semaphore_waits == 0

@@ -10,7 +10,7 @@ import pytest
 from twin_driving import Drive, S, model
 
 from bellmare.twin.config import FOREVER_US, GIB
-from bellmare.twin.messages import CrashRunner, Failed, Finished, FirstToken, Granted, LoadReplied
+from bellmare.twin.messages import CrashRunner, Failed, Finished, FirstToken, Granted, Input, LoadReplied
 
 NAMES = "abcdefgh"
 
@@ -111,3 +111,8 @@ def test_ten_thousand_requests_take_seconds() -> None:
     assert drive.twin.counters.finished_total == 10_000
     assert len(drive.twin._machine._heap) < 1000
     assert time.monotonic() - start < 20
+
+
+def test_every_input_has_a_handler() -> None:
+    """The vocabulary is closed."""
+    assert set(Drive().twin._handlers) == set(Input.__subclasses__())

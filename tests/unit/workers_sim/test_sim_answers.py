@@ -224,13 +224,15 @@ async def test_faults_refuse_freeze_and_slow(worker: Worker) -> None:
 
 
 @pytest.mark.slow
-async def test_a_client_that_does_not_read_holds_nothing_but_its_place(worker: Worker) -> None:
+async def test_a_client_that_does_not_read_holds_nothing_but_its_place(start_worker: Any) -> None:
     """Backpressure: writing stops at the connection's mark; all lines arrive once the client reads."""
+    worker = await start_worker(time_scale=0.001)
     body = {"model": "a:1", "prompt": "x", "options": {"num_predict": 40_000}}
     reader, writer = await worker.open("POST", "/api/generate", body, buffer_bytes=4096)
     writer.transport.pause_reading()
     await worker.until(lambda: worker.twin.counters.finished_total == 1, timeout_s=30)
     (connection,) = worker.server._server._connections
+    assert connection.write_paused
     assert connection._transport.get_write_buffer_size() < 1 << 20
     writer.transport.resume_reading()
     async with asyncio.timeout(20):

@@ -13,7 +13,7 @@ MINUTE_US = 60_000_000
 class Shelf:
     """Renders names and runners of one twin."""
 
-    def __init__(self, twin: Twin, world: World, clock: Clock) -> None:
+    def __init__(self, twin: Twin, world: World, *, clock: Clock) -> None:
         self._twin = twin
         self._world = world
         self._clock = clock

@@ -73,7 +73,7 @@ _RATES = (
 class SimServer:
     """A running simulated worker. Made by :func:`start_sim_worker`."""
 
-    def __init__(self, server: Server, driver: Driver, app: SimApplication, world: World) -> None:  # its own parts
+    def __init__(self, server: Server, driver: Driver, *, app: SimApplication, world: World) -> None:
         self.port = server.port
         self.world = world
         self.faults = app.faults
@@ -100,10 +100,10 @@ async def start_sim_worker(config: SimConfig, *, host: str = "127.0.0.1", port: 
     driver = Driver(twin, clock)
     app = SimApplication(
         driver,
-        Shelf(twin, world, clock),
+        Shelf(twin, world, clock=clock),
         seed=config.seed,
         extension=config.extension,
         loopback=host in ("localhost", "::1") or host.startswith("127."),
     )
     server = await listen(app, host, port, limits=_LIMITS)
-    return SimServer(server, driver, app, world)
+    return SimServer(server, driver, app=app, world=world)

@@ -27,6 +27,10 @@ _QUANTIZATIONS = {  # the many, the important
 }
 
 
+_WINDOW_PERIODS = {"gemma2": 2, "gemma3": 6, "gptoss": 2, "gpt-oss": 2, "cohere2": 4, "olmo3": 4, "exaone4": 4}
+"""Of so many layers the last sees everything."""
+
+
 class Tensor(msgspec.Struct, frozen=True):
     """One line of ``show.tensors``."""
 
@@ -76,6 +80,12 @@ class SimModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     @property
     def key_length(self) -> int:
         return self.head_length or self.embedding_length // self.heads
+
+    @property
+    def windowed_layers(self) -> int:
+        """Layers with a sliding window; llama.cpp's default patterns (ollama.md 4.2)."""
+        period = _WINDOW_PERIODS.get(self.architecture, 0) if self.sliding_window else 0
+        return self.layers - self.layers // period if period else 0
 
     def tensors(self) -> list[Tensor]:
         """All of them, named and shaped as llama.cpp does, norms left out of the blocks' small change."""
@@ -156,6 +166,8 @@ class Entry:
             "quantization_level": model.quantization,
         }
         host = next((t.size_bytes for t in tensors if t.name == "token_embd.weight"), 0)
+        layer_kv = 4 * model.kv_heads * model.key_length
+        windowed = model.windowed_layers
         self.twin = TwinModel(
             name=canonical_name(model.name),
             blob=blob,
@@ -163,7 +175,10 @@ class Entry:
             weights_bytes=self.weights_bytes,
             host_weights_bytes=0 if model.tied else host,
             layers=model.layers,
-            kv_bytes_per_token=0 if model.embedding else 4 * model.layers * model.kv_heads * model.key_length,
+            kv_bytes_per_token=0 if model.embedding else layer_kv * (model.layers - windowed),
+            window_kv_bytes_per_token=layer_kv * windowed,
+            window=model.sliding_window,
+            predicted_kv_bytes_per_token=4 * model.layers * model.kv_heads * (model.embedding_length // model.heads),
             embedding_length=model.embedding_length,
             feed_forward_length=model.feed_forward_length,
             context_max=model.context_max,

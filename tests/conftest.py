@@ -1,0 +1,45 @@
+"""Shared by the suites that run whole servers: the production loop, and the leak gate."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import stat
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+_BACK_TIMEOUT_S = 5.0
+"""A closed transport is gone in the next turns of the loop; a child's exit is noticed within milliseconds."""
+
+
+def open_sockets() -> int:
+    """Open sockets of this process, as the kernel sees them."""
+    found = 0
+    for name in os.listdir("/dev/fd"):
+        try:
+            found += stat.S_ISSOCK(os.fstat(int(name)).st_mode)
+        except OSError:
+            continue  # the directory's own descriptor
+    return found
+
+
+@pytest.fixture
+async def leak_gate() -> AsyncIterator[list[dict[str, Any]]]:
+    """After the test the loop has the tasks and the process the sockets that they had before, and no error was silent.
+
+    Yields what reached the loop's exception handler; a test that expects something clears it.
+    """
+    errors: list[dict[str, Any]] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
+    sockets, tasks = open_sockets(), len(asyncio.all_tasks())
+    yield errors
+    end = asyncio.get_running_loop().time() + _BACK_TIMEOUT_S
+    while asyncio.get_running_loop().time() < end:
+        if (open_sockets(), len(asyncio.all_tasks())) == (sockets, tasks):
+            break
+        await asyncio.sleep(0.01)
+    assert len(asyncio.all_tasks()) == tasks, sorted(task.get_name() for task in asyncio.all_tasks())
+    assert open_sockets() == sockets
+    assert errors == []
