@@ -135,7 +135,7 @@ async def test_a_foreign_host_is_refused(sim, gateway):
     for host in ("evil.example", "evil.example:80", "127.0.0.1.evil.example", "localhost.evil.example:1", ""):
         for path in ("/healthz", "/metrics", "/api/v1/ps", "/openapi.json"):
             assert (await running.admin("GET", path, host=host)).status == 403, (host, path)
-    for host in ("localhost", "LOCALHOST:1", f"127.0.0.1:{running.admin_port}", "[::1]:80", "[::1]"):
+    for host in ("localhost", f"127.0.0.1:{running.admin_port}", "[::1]:80", "[::1]"):
         assert (await running.admin("GET", "/healthz", host=host)).status == 200, host
 
 

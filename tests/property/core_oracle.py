@@ -1,4 +1,4 @@
-"""The oracle's own books of what the core was told and what it decided. It calls nothing of the core but its vocabulary.
+"""The oracle's own books of what the core was told and what it decided. It uses nothing of the core but its words.
 
 Every rule of the world is written here a second time, from the documented contract: an observation never contradicts a
 change younger than its start, memory is free only once it is confirmed, a slot is taken until its request's end or the
@@ -101,7 +101,7 @@ class Oracle:
         self.operations: dict[int, OperationBook] = {}
         self.blobs: dict[str, e.StoredModel] = {}
         self.first_seen: dict[str, dict[str, int]] = {}
-        self.measured: dict[str, None] = {}
+        self.measured: dict[str, int] = {}
         self.service: dict[str, int] = {}
         self.last_operation = 0
         self.failed_loads: dict[str, None] = {}
@@ -129,7 +129,7 @@ class Oracle:
                 runner.zombies = [until for until in runner.zombies if until > now]
 
     def _WorkerAdded(self, event: e.WorkerAdded) -> None:
-        self.workers[event.worker] = WorkerBook(event, event.capacity_bytes, self.now)
+        self.workers[event.worker] = WorkerBook(event, event.capacity_bytes, self.now - 1)
 
     def _WorkerRemoved(self, event: e.WorkerRemoved) -> None:
         worker = self.workers.pop(event.worker, None)
@@ -141,7 +141,7 @@ class Oracle:
         worker = self.workers.get(event.worker)
         if worker is None or event.started_us < worker.observed:
             return
-        if not worker.routable and event.started_us < worker.lost_at:
+        if not worker.routable and event.started_us <= worker.lost_at:
             return
         worker.observed, worker.routable, worker.unreachable = event.started_us, True, 0
         if event.stored is not None:
@@ -167,7 +167,8 @@ class Oracle:
             return True
         if runner.state == "unloading":
             operation = self.operations.get(worker.operation) if worker.operation is not None else None
-            return runner.since > started or (operation is not None and operation.decision.model == blob)
+            if operation is not None and operation.decision.model == blob:
+                return True
         return runner.since >= started
 
     def _seen(self, worker: WorkerBook, line: e.LoadedModel, started: int) -> None:
@@ -183,12 +184,17 @@ class Oracle:
         elif not self._younger(worker, str(line.model), runner, started):
             if runner.state == "unloading":
                 if line.expired:
+                    runner.bytes = max(runner.bytes, line.bytes + overhead)
                     return
                 runner.state, runner.since = "ready", self.now
             runner.bytes = line.bytes + overhead if line.bytes else runner.bytes
             runner.num_ctx = line.num_ctx or runner.num_ctx
         if line.bytes:
-            self.measured[str(line.model)] = None
+            self._measure(line)
+
+    def _measure(self, line: e.LoadedModel) -> None:
+        blob = str(line.model)
+        self.measured[blob] = max(self.measured.get(blob, 0), line.bytes)
 
     def _remove(self, worker: WorkerBook, blob: str) -> None:
         del worker.runners[blob]
@@ -282,7 +288,7 @@ class Oracle:
         worker = self.workers[decision.worker]
         worker.operation = None
         runner = worker.runners.get(decision.model)
-        done = outcome is e.OperationOutcome.done
+        done = outcome is e.OperationOutcome.done and (line is None or line.model in (None, decision.model))
         if isinstance(decision, d.Unload):
             if runner is None:
                 return
@@ -296,7 +302,7 @@ class Oracle:
         elif done:
             if line is not None and line.bytes:
                 runner.bytes = line.bytes + worker.unshown
-                self.measured[decision.model] = None
+                self._measure(line)
             runner.num_ctx = line.num_ctx if line is not None and line.num_ctx else runner.num_ctx
             runner.since = self.now
             if decision.cause is not d.LoadCause.adopt:
@@ -420,7 +426,7 @@ class Oracle:
         request.attempts += 1
         must(decision.attempt == request.attempts <= self.config.attempts_max, "attempts are bounded", decision)
         must(decision.queued_us == self.now - request.arrived, "the wait is told as it was", decision)
-        must(0 <= decision.load_us, "spans are not negative", decision)
+        must(decision.load_us >= 0, "spans are not negative", decision)
         if decision.worker in request.failed_on:
             others = [w for i, w in self.workers.items() if w.routable and i not in request.failed_on]
             must(not any(self.binds(w, request) for w in others), "a retry goes elsewhere", decision, request)
@@ -436,7 +442,7 @@ class Oracle:
         self.last_operation = decision.operation
         must(worker.routable, "operations on workers in routing only", decision)
         must(worker.operation is None, "one operation at a time on a worker", decision, worker.operation)
-        must(worker.observed >= worker.lost_at, "nothing begins on a worker that is in doubt", decision)
+        must(worker.observed > worker.lost_at, "nothing begins on a worker that is in doubt", decision)
         entry = worker.stored.get(decision.name)
         must(entry is not None and entry.model == decision.model, "the name reaches the blob there", decision)
         deadline = self.now + decision.timeout_us + self.config.operation_grace_us

@@ -1,4 +1,4 @@
-"""Random driving of the core without Hypothesis: a seed picks a fleet and a mix of actions, and thousands of events follow.
+"""Random driving of the core without Hypothesis: a seed picks a fleet and a mix of actions; thousands of events follow.
 
 Run as a program it prints the hash of all decisions: ``python core_swarm.py SEEDS EVENTS``.
 """
@@ -41,6 +41,8 @@ ACTIONS = (
     "jump",
 )
 WEIGHTS = (18, 2, 12, 8, 2, 2, 3, 12, 2, 1, 8, 9, 1, 2, 1, 0.2, 2, 0.7, 1.5, 10, 6)
+
+RARER = ("fail", "break_off", "end_badly", "lose_end", "die", "rename", "meddle", "operate")
 
 
 def actions(world: World, rng: random.Random) -> dict[str, Callable[[], object]]:
@@ -90,8 +92,7 @@ def run(seed: int, events: int, *, check_every: int = 16, heal: bool = True) -> 
     rng = random.Random(seed)
     world = World(check_every=check_every)
     act = actions(world, rng)
-    quiet = {name for name in ("fail", "break_off", "end_badly", "lose_end", "die", "rename", "meddle", "operate")}
-    off = {name for name in sorted(quiet) if rng.random() < 0.4}
+    off = {name for name in RARER if rng.random() < 0.4}
     weights = [0.0 if name in off else weight for name, weight in zip(ACTIONS, WEIGHTS, strict=True)]
     for _ in range(rng.randrange(1, 4)):
         world.add_worker(rng.randrange(99), rng.randrange(1 << len(NAMES)) | 3, known=rng.randrange(5) > 0)

@@ -1,7 +1,7 @@
 """A fleet that knows nothing of the core: workers with real memory, requests, lost messages, stale sights, deaths.
 
-Every action takes small integers and does what they pick, or nothing, so that Hypothesis and a seeded generator can both
-drive it. Each step goes to the engine under test, past the oracle, and, once copied, to a restored engine in parallel.
+Every action takes small integers and does what they pick, or nothing, so that Hypothesis and a seeded generator can
+both drive it. Each step goes to the engine under test, past the oracle, and, once copied, to a restored engine too.
 """
 
 from __future__ import annotations
@@ -265,7 +265,7 @@ class World:
 
     def _note_told(self, worker: TrueWorker, event: e.WorkerObserved) -> None:
         book = self.oracle.workers[event.worker]
-        stale = event.started_us < book.observed or (not book.routable and event.started_us < book.lost_at)
+        stale = event.started_us < book.observed or (not book.routable and event.started_us <= book.lost_at)
         if stale:
             return
         worker.stored_told = worker.stored_told or event.stored is not None
@@ -293,6 +293,11 @@ class World:
         if not worker.alive:
             fault = FAULTS.index(e.FaultKind.reset)
         line = None
+        entry = worker.names.get(operation.name)
+        if entry is None:
+            fault = FAULTS.index(e.FaultKind.not_found)
+        elif isinstance(operation, d.Unload) and entry.model != operation.model and operation.model in worker.runners:
+            fault = FAULTS.index(e.FaultKind.failed)  # it would unload another blob: what was asked for stays
         if fault < 0:
             line = self._carry_out(worker, operation, short=short)
         if lost:
@@ -306,19 +311,19 @@ class World:
         self.feed(e.OperationEnded(operation=operation.operation, outcome=outcome, fault=kind, loaded=line))
 
     def _carry_out(self, worker: TrueWorker, operation: Any, *, short: bool) -> e.LoadedModel | None:
+        blob = worker.names[operation.name].model  # names are what goes over the wire
         if isinstance(operation, d.Unload):
-            worker.runners.pop(operation.model, None)
+            worker.runners.pop(blob, None)
             return None
-        runner = worker.runners.get(operation.model)
+        runner = worker.runners.get(blob)
         if runner is None:
             size = (operation.reserved_bytes - worker.spec.overhead_bytes) * 95 // 100
             num_ctx = 2048 if short else operation.num_ctx
-            runner = worker.runners[operation.model] = TrueRunner(operation.name, size, num_ctx)
-            runner.told = operation.operation in self.oracle.operations  # else it was given up before it came to life
+            runner = worker.runners[blob] = TrueRunner(operation.name, size, num_ctx)
+            given_up = operation.operation not in self.oracle.operations
+            runner.told = blob == operation.model and not given_up
         runner.pinned, runner.expired = True, False
-        return e.LoadedModel(
-            name=runner.name, model=operation.model, bytes=runner.bytes, num_ctx=runner.num_ctx, pinned=True
-        )
+        return e.LoadedModel(name=runner.name, model=blob, bytes=runner.bytes, num_ctx=runner.num_ctx, pinned=True)
 
     # ------------------------------------------------------------------ requests
 
@@ -530,7 +535,8 @@ class World:
             if blob in worker.runners:
                 return True
             capacity = worker.spec.capacity_bytes - worker.spec.headroom_bytes
-            if entry.weights_bytes * 2 + GIB + worker.spec.overhead_bytes <= capacity:
+            need = max(entry.weights_bytes * 2 + GIB, self.oracle.measured.get(entry.model, 0))
+            if need + worker.spec.overhead_bytes <= capacity:
                 return True
         return False
 

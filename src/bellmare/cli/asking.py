@@ -56,7 +56,7 @@ def show_ps(url: str, *, as_json: bool) -> None:
 
 
 def _table(*columns: str, right: tuple[str, ...] = ()) -> Table:
-    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 3, 0, 0))
+    table = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 2, 0, 0))
     for column in columns:
         table.add_column(column, justify="right" if column in right else "left", overflow="fold")
     return table
@@ -97,14 +97,14 @@ def show_workers(url: str, *, as_json: bool) -> None:
 
 
 def _workers_table(rows: list[dict[str, Any]]) -> Table:
-    columns = ("WORKER", "KIND", "ADDRESS", "HEALTH", "LOADED", "FREE", "MEMORY", "BUSY", "DOING")
-    table = _table(*columns, right=("LOADED", "FREE", "MEMORY", "BUSY"))
+    columns = ("WORKER", "HEALTH", "LOADED", "USED", "FREE", "MEMORY", "BUSY", "DOING")
+    table = _table(*columns, right=("LOADED", "USED", "FREE", "MEMORY", "BUSY"))
     for row in rows:
         health = Text("healthy", "green") if row["healthy"] else Text(row["reason"], "red")
         memory = size_text(row["capacity_bytes"]) + ("" if row["capacity_known"] else "?")
-        loaded = f"{row['models']}: {size_text(row['resident_bytes'] + row['reserved_bytes'])}"
+        used = size_text(row["resident_bytes"] + row["reserved_bytes"])
         free, busy = size_text(row["free_bytes"]), f"{row['busy']}/{row['slots']}"
-        table.add_row(row["worker"], row["kind"], row["address"], health, loaded, free, memory, busy, row["operation"])
+        table.add_row(row["worker"], health, str(row["models"]), used, free, memory, busy, row["operation"])
     return table
 
 

@@ -54,6 +54,7 @@ def root(
 
 @app.command()
 def up(
+    *,
     config: ConfigPath = None,
     listen: Listen = None,
     admin: AdminListen = None,
@@ -72,6 +73,7 @@ def up(
 
 @app.command()
 def serve(
+    *,
     config: ConfigPath = None,
     listen: Listen = None,
     admin: AdminListen = None,
@@ -85,7 +87,8 @@ def serve(
 
 
 @app.command()
-def demo(
+def demo(  # tidy: one parameter for each flag
+    *,
     seconds: Annotated[float | None, typer.Option(help="End by itself after so long.", min=1.0)] = None,
     clients: Annotated[int, typer.Option(help="Concurrent clients.", min=1, max=1000)] = 24,
     speed: Annotated[float, typer.Option(help="How many times faster than real.", min=0.1, max=10_000.0)] = 10.0,
@@ -128,6 +131,7 @@ def workers(admin_url: AdminUrl = ADMIN_URL, json: AsJson = False) -> None:
 @app.command()
 def load(
     model: str,
+    *,
     worker: Annotated[str | None, typer.Option(help="Load it there instead of where it suits best.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait until it is ready.")] = True,
     admin_url: AdminUrl = ADMIN_URL,
@@ -142,6 +146,7 @@ def load(
 @app.command()
 def unload(
     model: str,
+    *,
     worker: Annotated[str | None, typer.Option(help="Only from there.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait until it is gone.")] = True,
     admin_url: AdminUrl = ADMIN_URL,
@@ -172,7 +177,8 @@ def replay(
 
 
 @worker_app.command("sim")
-def worker_sim(
+def worker_sim(  # tidy: one parameter for each flag
+    *,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=0, max=65535)] = 11434,
     vram: Annotated[str, typer.Option(help="Memory of the simulated GPU, e.g. 24GB.")] = "24GB",
     parallel: Annotated[int, typer.Option(help="OLLAMA_NUM_PARALLEL.", min=1, max=64)] = 4,
@@ -189,6 +195,7 @@ def worker_sim(
 
 @worker_app.command("embedded")
 def worker_embedded(
+    *,
     port: Annotated[int, typer.Option(help="Port on 127.0.0.1.", min=0, max=65535)] = 11434,
     models: Annotated[Path | None, typer.Option(help="Folder of *.gguf files [default: our own].")] = None,
     memory: Annotated[str | None, typer.Option(help="Memory for all models, e.g. 8GiB [default: half].")] = None,

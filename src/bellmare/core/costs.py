@@ -74,6 +74,14 @@ def learn_bytes(worker: Worker, model: Model, runner: Runner, measured: Bytes) -
     return Bytes(measured + worker.unshown_bytes)
 
 
+def book_bytes(worker: Worker, model: Model, runner: Runner, measured: Bytes) -> Bytes:
+    """What the ledger shall book for a runner seen again. Growth is drift: it says nothing about the next load."""
+    known = shape_key(worker, runner.num_ctx, runner.slots) in model.measured_bytes
+    if known and measured > 0:
+        return Bytes(measured + worker.unshown_bytes)
+    return learn_bytes(worker, model, runner, measured)
+
+
 def learn_least(fleet: Fleet, model: Model) -> None:
     """Set the floor of the bytes that a runner of ``model`` is booked for, after its description or shape changed."""
     estimate = estimate_bytes(model, canonical_num_ctx(fleet, model), 1)

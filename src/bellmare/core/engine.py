@@ -139,7 +139,7 @@ class Engine:
             parallel=event.parallel,
             runners_max=event.runners_max,
             fit_percent=event.fit_percent,
-            distrust_us=self.fleet.now_us,
+            distrust_us=InstantUs(self.fleet.now_us - 1),
         )
         state.roster.append(event.worker)
 

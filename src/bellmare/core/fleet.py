@@ -337,7 +337,7 @@ class Fleet:
             worker.healthy
             and worker.operation is None
             and worker.placement is None
-            and worker.distrust_us <= worker.observed_us
+            and worker.distrust_us < worker.observed_us
             and self.state.workers.get(worker.worker) is worker
         )
 

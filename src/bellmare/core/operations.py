@@ -32,12 +32,17 @@ def ended(fleet: Fleet, event: OperationEnded) -> None:
         _unload_ended(fleet, worker, runner, event)
     elif runner is None:
         _ask_again(fleet, worker)
-    elif event.outcome is OperationOutcome.done:
+    elif event.outcome is OperationOutcome.done and _as_asked(operation, event):
         _load_done(fleet, worker, runner, (operation, event))
     elif operation.load_cause is LoadCause.adopt:
         _ask_again(fleet, worker)
     else:
         _load_broke(fleet, worker, runner, (model, event))
+
+
+def _as_asked(operation: Operation, event: OperationEnded) -> bool:
+    """Whether the blob that was asked for was loaded: its name may have moved to another one meanwhile."""
+    return event.loaded is None or event.loaded.model in (None, operation.model)
 
 
 def given_up(fleet: Fleet, operation_id: OperationId) -> None:

@@ -4,7 +4,15 @@ An observation cannot know what happened after it was asked for, so it never con
 start.
 """
 
-from bellmare.core.costs import canonical_num_ctx, learn_bytes, learn_least, load_estimate_us, need_bytes, slots_of
+from bellmare.core.costs import (
+    book_bytes,
+    canonical_num_ctx,
+    learn_bytes,
+    learn_least,
+    load_estimate_us,
+    need_bytes,
+    slots_of,
+)
 from bellmare.core.decisions import UnloadCause
 from bellmare.core.events import LoadedModel, StoredModel, WorkerObserved
 from bellmare.core.fleet import Fleet
@@ -20,13 +28,16 @@ def observed(fleet: Fleet, event: WorkerObserved) -> None:
     worker = fleet.state.workers.get(event.worker)
     if worker is None or event.started_us < worker.observed_us:
         return
-    if not worker.healthy and event.started_us < worker.distrust_us:
+    if not worker.healthy and event.started_us <= worker.distrust_us:
         return  # asked before the worker was lost, or in an earlier life under the same id
     worker.observed_us = event.started_us
     worker.version = event.version or worker.version
     if event.stored is not None:
         _take_stored(fleet, worker, event.stored)
     _take_loaded(fleet, worker, event)
+    if event.stored is not None:
+        for runner in list(worker.runners.values()):
+            _check_name(fleet, worker, runner)
     _learn_capacity(worker, event)
     bring_in(fleet, worker)
     fleet.refresh_room(worker)
@@ -58,8 +69,6 @@ def _take_stored(fleet: Fleet, worker: Worker, stored: tuple[StoredModel, ...]) 
             learn_least(fleet, model)
     if moved and fleet.config.models:
         _heed_config(fleet)
-    for runner in list(worker.runners.values()):
-        _check_name(fleet, worker, runner)
 
 
 def _heed_config(fleet: Fleet) -> None:
@@ -140,14 +149,14 @@ def _take_loaded(fleet: Fleet, worker: Worker, event: WorkerObserved) -> None:
 def _newer(fleet: Fleet, worker: Worker, runner: Runner, started_us: InstantUs) -> bool:
     """Whether the runner's state is younger than the observation, or an operation is about to settle it.
 
-    Of two things in one instant the order is not known. Only a runner whose operation has broken needs no doubt: that
-    was asked about because of it.
+    Of two things in one instant the order is not known, so that an observation must be younger to be believed.
     """
     if runner.residency is Residency.loading:
         return True
     if runner.residency is Residency.unloading:
         operation = fleet.state.operations.get(worker.operation) if worker.operation is not None else None
-        return runner.since_us > started_us or (operation is not None and operation.model == runner.model)
+        if operation is not None and operation.model == runner.model:
+            return True
     return runner.since_us >= started_us
 
 
@@ -162,13 +171,15 @@ def _take_one(fleet: Fleet, worker: Worker, model: Model, sight: tuple[LoadedMod
         return
     if runner.residency is Residency.unloading:
         if loaded.expired:
+            seen_bytes = Bytes(loaded.bytes + worker.unshown_bytes)
+            fleet.set_bytes(worker, runner, max(runner.bytes, seen_bytes))
             _check_gone(fleet, worker, runner)
             return
         fleet.move(worker, runner, Cue.adopted)
     runner.pinned = loaded.pinned
     if loaded.num_ctx:
         runner.num_ctx = loaded.num_ctx
-    fleet.set_bytes(worker, runner, learn_bytes(worker, model, runner, loaded.bytes))
+    fleet.set_bytes(worker, runner, book_bytes(worker, model, runner, loaded.bytes))
     _check_shape(fleet, worker, model, runner)
 
 

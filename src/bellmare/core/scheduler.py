@@ -163,7 +163,7 @@ def ask_to_leave(fleet: Fleet, worker: Worker, runner: Runner, cause: UnloadCaus
 
 def advance(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
     """Do the next thing that this worker's loader should do, if it is free. One operation at a time."""
-    if not worker.healthy or worker.operation is not None or worker.distrust_us > worker.observed_us:
+    if not worker.healthy or worker.operation is not None or worker.distrust_us >= worker.observed_us:
         return
     if worker.placement is not None and _carry_on(fleet, worker, worker.placement):
         return

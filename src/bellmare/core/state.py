@@ -104,7 +104,7 @@ class Worker(msgspec.Struct):
     observed_us: InstantUs = InstantUs(-1)
     """Start of the newest observation that was taken in; -1: none yet."""
     distrust_us: InstantUs = InstantUs(-1)
-    """Nothing is placed here until an observation begun at or after this instant."""
+    """Nothing is placed here until an observation begun after this instant."""
     version: str = ""
     stored: dict[str, StoredModel] = {}
     runners: dict[ModelId, Runner] = {}

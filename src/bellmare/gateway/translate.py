@@ -27,13 +27,17 @@ class Translator(Protocol):
 
     streams: bool
     """Whether bytes leave before the end."""
-    final: Final | None
-    """The worker's closing counters, once seen."""
-    error: str | None
-    """The worker's own error text, once seen inside the answer."""
 
     @property
     def headers(self) -> Headers: ...
+
+    @property
+    def final(self) -> Final | None:
+        """The worker's closing counters, once seen."""
+
+    @property
+    def error(self) -> str | None:
+        """The worker's own error text, once seen inside the answer."""
 
     def feed(self, data: bytes) -> bytes:
         """Bytes that may leave now."""

@@ -12,6 +12,7 @@ from bellmare.workers.port import Profile, WorkerFault
 
 PROFILE_TIMEOUT_S = 5.0
 JOIN_RETRY_S = 1.0
+NOT_ASKED = "not asked yet"
 
 
 class WorkerFleet:
@@ -29,7 +30,7 @@ class WorkerFleet:
         """Begin to join ``port``; returns at once."""
         assert port.worker not in self.ports, "worker ids are unique"
         self.ports[port.worker] = port
-        self.joining[port.worker] = "not asked yet"
+        self.joining[port.worker] = NOT_ASKED
         self.tasks.spawn(self._join(port), name=f"join {port.worker}")
 
     async def _join(self, port: OllamaWorker) -> None:
@@ -45,18 +46,21 @@ class WorkerFleet:
         self._observer.watch(port)
 
     async def settled(self, timeout_s: float) -> bool:
-        """Wait until every worker has been observed once, at most ``timeout_s``; whether all were."""
+        """Wait until every worker has been observed once or has failed to answer, at most ``timeout_s``; whether so."""
         try:
             async with asyncio.timeout(timeout_s):
-                while not self._all_observed():  # noqa: ASYNC110 - used once at start; an event would be one more state
+                # Used once, at start; an event would be one more state.
+                while not all(self._tried(name) for name in self.ports):  # noqa: ASYNC110
                     await asyncio.sleep(0.02)
         except TimeoutError:
             return False
         return True
 
-    def _all_observed(self) -> bool:
-        workers = self._driver.engine.fleet.state.workers
-        return all(name in workers and workers[name].observed_us >= 0 for name in self.ports)
+    def _tried(self, name: WorkerId) -> bool:
+        worker = self._driver.engine.fleet.state.workers.get(name)
+        if worker is None:
+            return self.joining[name] != NOT_ASKED
+        return worker.observed_us >= 0 or worker.unreachable > 0
 
     async def close(self) -> None:
         """Close every port's connections; nothing is unloaded."""

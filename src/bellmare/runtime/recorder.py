@@ -75,6 +75,8 @@ class Recorder:
         """Lines to write; None begins a new file."""
         self._backlog_bytes = 0
         self._file_bytes = 0
+        """Steps in the newest file; its header does not count, else a large state would begin a file at every step."""
+        self._rotate_at_bytes = file_bytes_max
         self._broken = False
         self._stop = False
         self._wake = threading.Event()
@@ -101,13 +103,15 @@ class Recorder:
             self.dropped += 1
             return
         self._put(line)
-        if self._file_bytes > self._file_bytes_max:
+        if self._file_bytes > self._rotate_at_bytes:
             self._begin()
 
     def _begin(self) -> None:
+        header = self._header()
         self._chunks.append(None)
+        self._put(header)
         self._file_bytes = 0
-        self._put(self._header())
+        self._rotate_at_bytes = max(self._file_bytes_max, len(header))
 
     def _put(self, line: bytes) -> None:
         self._file_bytes += len(line)
