@@ -23,6 +23,8 @@ SHOWS_AT_ONCE = 4
 ANSWER_BYTES_MAX = 64 * MIB
 """/api/show lists every tensor: some megabytes for the largest models."""
 GONE_POLL_S = 0.05
+LISTED_TRIES = 20
+"""A loaded model is in /api/ps at once; a second is for servers that write their list behind."""
 MEMORY_BACK_S = 1.5
 """A runner leaves /api/ps before the driver has its memory back, typically 0.5 to 1.5 s; a load sent in between finds
 no room and makes Ollama evict somebody (ollama.md 2.3, 3.3). Waited out where the memory itself cannot be seen."""
@@ -96,6 +98,8 @@ class OllamaWorker:
         self.running: tuple[ollama.PsModel, ...] = ()
         self._now_utc = now_utc
         self._tags_body = b""
+        self._described: dict[tuple[str, str], StoredModel] = {}
+        """By name and digest."""
         self._stored: dict[str, StoredModel] = {}
         self._blobs: dict[str, ModelId] = {}
         """Manifest digest to blob, for everything ever seen: /api/ps keeps old digests (ollama.md 2.3)."""
@@ -170,36 +174,33 @@ class OllamaWorker:
                     tags[canonical_name(entry.name)] = entry
             except InvalidRequest:
                 continue  # a name that no client could ask for either
-        known = self._stored
-        fresh = [name for name, entry in tags.items() if name not in known or known[name].digest != entry.digest]
         gate = asyncio.Semaphore(SHOWS_AT_ONCE)
-        described = await asyncio.gather(
-            *(self._describe(name, tags[name], gate=gate, timeout_s=timeout_s) for name in fresh)
-        )
-        stored = {name: known[name] for name in tags if name in known and name not in fresh}
-        stored.update({model.name: model for model in described if model is not None})
-        self._stored = stored
-        self.tags = {name: tags[name] for name in stored}
-        for model in stored.values():
+        fresh = [entry for name, entry in tags.items() if (name, entry.digest) not in self._described]
+        await asyncio.gather(*(self._describe(entry, gate=gate, timeout_s=timeout_s) for entry in fresh))
+        keys = {(name, entry.digest) for name, entry in tags.items()}
+        self._described = {key: model for key, model in self._described.items() if key in keys}
+        self._stored = {name: self._described[name, entry.digest] for name, entry in tags.items()}
+        self.tags = tags
+        for model in self._stored.values():
             self._blobs[model.digest] = model.model
         while len(self._blobs) > DIGESTS_MAX:
             del self._blobs[next(iter(self._blobs))]
-        self._tags_body = answer.body if len(stored) == len(tags) else b""
-        return tuple(stored.values())
+        self._tags_body = answer.body
+        return tuple(self._stored.values())
 
-    async def _describe(
-        self, name: str, entry: ollama.TagsModel, *, gate: asyncio.Semaphore, timeout_s: float
-    ) -> StoredModel | None:
-        """What /api/show says about one name; None if it vanished meanwhile or cannot be described."""
+    async def _describe(self, entry: ollama.TagsModel, *, gate: asyncio.Semaphore, timeout_s: float) -> None:
+        """Remember what /api/show says about one name, at once: a first look that times out goes on where it was."""
         async with gate:
             body = ollama.encode_show(ollama.ShowRequest(model=entry.name), model=entry.name)
             answer = await self._fetch("POST", "/api/show", body=body, timeout_s=timeout_s)
-        if answer.status != 200:
-            return None
-        try:
-            return stored_model(name, entry, ollama.decode_show(answer.body))
-        except BadAnswer:
-            return None
+        show = ollama.ShowAnswer()
+        if answer.status == 200:
+            try:
+                show = ollama.decode_show(answer.body)
+            except BadAnswer:
+                pass  # the weights' size alone gives a coarser estimate
+        name = canonical_name(entry.name)
+        self._described[name, entry.digest] = stored_model(name, entry, show)
 
     async def _running(self, *, timeout_s: float) -> list[ollama.PsModel]:
         answer = await self._ok("GET", "/api/ps", timeout_s=timeout_s)
@@ -212,7 +213,7 @@ class OllamaWorker:
             name = entry.name
         return LoadedModel(
             name=name,
-            model=self._blobs.get(entry.digest),
+            model=self._blobs.get(entry.digest) if entry.digest else self._blob(name),
             bytes=Bytes(max(entry.size, entry.size_vram)),
             spilled_bytes=Bytes(max(0, entry.size - entry.size_vram) if entry.size_vram else 0),
             num_ctx=entry.context_length,
@@ -228,10 +229,12 @@ class OllamaWorker:
         error = ollama.first_error(answer.body)
         if error is not None:
             raise WorkerFault(FaultKind.failed, error)
-        for entry in await self._running(timeout_s=timeout_s):
-            loaded = self._loaded(entry)
-            if loaded.name == name or (loaded.model is not None and loaded.model == self._blob(name)):
-                return loaded
+        for _ in range(LISTED_TRIES):
+            running = await self._running(timeout_s=timeout_s)
+            found = next((entry for entry in running if self._is(entry, name)), None)
+            if found is not None:
+                return self._loaded(found)
+            await asyncio.sleep(GONE_POLL_S)
         raise WorkerFault(FaultKind.bad_answer, f"'{name}' was reported loaded but is not in /api/ps")
 
     async def unload(self, name: str, *, timeout_s: float) -> None:
@@ -302,7 +305,7 @@ def stored_model(name: str, entry: ollama.TagsModel, show: ollama.ShowAnswer) ->
     context = info.get(f"{architecture}.context_length")
     capabilities = show.capabilities or []
     embedding = "embedding" in capabilities and "completion" not in capabilities
-    blob = ollama.blob_of(show.modelfile) or f"digest:{entry.digest}"
+    blob = ollama.blob_of(show.modelfile) or (f"digest:{entry.digest}" if entry.digest else f"name:{name}")
     return StoredModel(
         name=name,
         model=ModelId(blob),
