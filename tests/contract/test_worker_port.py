@@ -203,6 +203,7 @@ async def test_an_unload_returns_when_the_model_is_gone(place, worker):
     await worker.load("a:1", num_ctx=2048, embedding=False, timeout_s=TIMEOUT_S)
     await worker.load("b:1", num_ctx=2048, embedding=False, timeout_s=TIMEOUT_S)
     await worker.unload("a:1", timeout_s=TIMEOUT_S)
+    assert [entry.name for entry in worker.running] == ["b:1"], "the list that clients see is as fresh"
     assert list(await loaded_now(worker)) == ["b:1"]
     if isinstance(place.server, SimServer):
         used = place.server.twin.vram_used_bytes

@@ -40,7 +40,7 @@ ACTIONS = (
     "time",
     "jump",
 )
-WEIGHTS = (18, 2, 12, 8, 2, 2, 3, 12, 2, 1, 8, 9, 1, 2, 1, 0.2, 2, 0.7, 1.5, 10, 6)
+WEIGHTS = (18, 2, 12, 8, 4, 2, 3, 12, 2, 1, 8, 9, 1, 2, 1, 0.2, 2, 1.5, 2, 10, 6)
 
 RARER = ("fail", "break_off", "end_badly", "lose_end", "die", "rename", "meddle", "operate")
 

@@ -30,17 +30,21 @@ from bellmare.settings import load_settings
 from bellmare.settings.model import ADMIN_PORT, GATEWAY_PORT
 from bellmare.workers.sim.world import DEFAULT_MODELS
 
-DEFAULT_CLIENTS = 24
+DEFAULT_CLIENTS = 32
 DEFAULT_SPEED = 10.0
 SPEED_MAX = 1_000.0
 """Beyond, a load takes less than the gateway's own poll."""
 GPUS = 3
-VRAM = "24GB"
+VRAM_GB = 24
 PARALLEL = 4
 DRAIN_AFTER_S = 5.0
 """The gateway's own default; divided by the speed, as all that waits for the simulated world."""
-THINK_S = 30.0
+THINK_S = 8.0
 """A client's mean pause in the simulated world."""
+SESSION_REQUESTS = 40
+SKEW = 1.5
+"""With these a handful of models stays, the others come and go about twice a second: enough to watch, not a blur."""
+OUTPUT_TOKENS = 120
 FRAMES_PER_S = 4
 LINE_EVERY_S = 5.0
 COUNTERS_EVERY_S = 1.0
@@ -136,6 +140,9 @@ class Demo:
                 embedding_models=tuple(model.name for model in DEFAULT_MODELS if model.embedding),
                 users=options.clients,
                 think_s=THINK_S / options.speed,
+                session_requests=SESSION_REQUESTS,
+                skew=SKEW,
+                output_tokens=OUTPUT_TOKENS,
                 request_timeout_s=300.0,
                 retries_max=3,
             ),
@@ -260,7 +267,7 @@ def progress(frame: Frame) -> str:
 def summary_lines(summary: Summary) -> Iterator[str]:
     """The end, for people."""
     yield (
-        f"bellmare demo: {summary.seconds:.0f} s, {summary.workers} simulated GPUs of {VRAM}, "
+        f"bellmare demo: {summary.seconds:.0f} s, {summary.workers} simulated GPUs of {VRAM_GB} GB, "
         f"{summary.clients} clients, {summary.speed:g}x real speed"
     )
     more = "".join(
@@ -357,7 +364,7 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
 
 async def _run(options: Options, folder: Path) -> Summary:
     speed = options.speed
-    sim = {"vram": VRAM, "parallel": PARALLEL, "speed": speed}
+    sim = {"vram": f"{VRAM_GB}GB", "parallel": PARALLEL, "speed": speed}
     settings = load_settings(
         None,
         environment={},

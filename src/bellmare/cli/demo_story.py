@@ -95,7 +95,7 @@ class Chronicle:
 
     def _why_unload(self, decision: Unload) -> str:
         if decision.cause is UnloadCause.room:
-            return f"{self._name(decision.wanted_by)} needs its room"
+            return f"room for {self._name(decision.wanted_by)}"
         return str(decision.cause).replace("_", " ")
 
     def _drain(self, decision: Drain, at_s: float) -> None:
@@ -103,7 +103,8 @@ class Chronicle:
         runner = self._fleet.state.workers[decision.worker].runners.get(decision.model)
         if runner is None or not runner.in_flight:
             return
-        reason = f"after its {len(runner.in_flight)} answers, for {self._name(decision.wanted_by)}"
+        busy = len(runner.in_flight)
+        reason = f"for {self._name(decision.wanted_by)}, {busy} answer{'' if busy == 1 else 's'} to finish"
         self.told.append(Told(at_s, decision.worker, "drain", self._name(decision.model), reason))
 
     def _refuse(self, decision: Reject, name: str, *, at_s: float) -> None:
@@ -151,17 +152,17 @@ def doing(fleet: Fleet, worker: Worker, *, now_us: InstantUs) -> str:
         name = short(models[operation.model].stored.name)
         if operation.kind is OperationKind.load:
             spent_s = (now_us - operation.started_us) / 1e6
-            return f"loading {name}, {spent_s:.1f} of about {operation.expected_us / 1e6:.1f} s"
+            return f"loading {name}, {spent_s:.1f} of ~{operation.expected_us / 1e6:.1f} s"
         return f"unloading {name}" + _for_whom(fleet, worker)
     if worker.placement is not None:
         victims = [short(models[victim].stored.name) for victim in worker.placement.victims]
-        return f"{', '.join(victims)} finishes its answers" + _for_whom(fleet, worker)
+        return f"draining {' and '.join(victims)}" + _for_whom(fleet, worker)
     return ""
 
 
 def _for_whom(fleet: Fleet, worker: Worker) -> str:
     placement = worker.placement
-    return f", room for {short(fleet.state.models[placement.model].stored.name)}" if placement is not None else ""
+    return f" for {short(fleet.state.models[placement.model].stored.name)}" if placement is not None else ""
 
 
 def waiting_rows(fleet: Fleet) -> list[Waiting]:
@@ -184,4 +185,4 @@ def _reason(fleet: Fleet, model: Model) -> str:
         return f"{', '.join(loading)} is loading it"
     if model.placements:
         return f"{', '.join(model.placements)} makes room for it"
-    return "no GPU can make room yet: those that fit are busy or just loaded"
+    return "no room yet: what could leave is busy or just came"

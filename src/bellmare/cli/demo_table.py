@@ -16,6 +16,8 @@ from bellmare.cli.demo_story import Told, Waiting, short, span
 
 WAITING_LINES_MAX = 12
 TOLD_LINES_MAX = 20
+WIDE = 110
+"""Columns from which there is room for explanations."""
 GB = 1_000_000_000
 
 
@@ -44,7 +46,7 @@ QUIET = "grey50"
 SHARES = {
     "hit": ("at once", "green4"),
     "queued": ("waited for a slot", "dodger_blue3"),
-    "cold": ("for a load", "purple3"),
+    "cold": ("waited for a load", "purple3"),
 }
 
 
@@ -116,7 +118,7 @@ def draw(frame: Frame, glyphs: Glyphs, *, width: int, height: int) -> Iterator[T
     fleet = list(_fleet(frame, glyphs, width))
     totals = list(_totals(frame, glyphs, width))
     left = max(4, height - len(head) - len(fleet) - len(totals) - 2)
-    waiting_max = min(WAITING_LINES_MAX, max(1, min(3, left // 3) if left < 12 else left // 3))
+    waiting_max = min(WAITING_LINES_MAX, max(1, (left + 1) // 3))
     told_max = min(TOLD_LINES_MAX, left - waiting_max)
     lines = [
         *head,
@@ -144,18 +146,20 @@ def _head(frame: Frame, glyphs: Glyphs, width: int) -> Iterator[Text]:
     title = Text("bellmare demo", style="bold")
     title.append(f"  {clock(frame.elapsed_s)}  ")
     title.append("simulated GPUs", style="bold")
-    title.append(f", {frame.speed:g}x real speed; the gateway is real")
+    title.append(f", {frame.speed:g}x real speed; real gateway")
     leave = "Ctrl-C ends"
     title.append(" " * max(2, width - title.cell_len - len(leave)) + leave, style=QUIET)
     yield title
     where = Text(f"Ollama and OpenAI API http://{frame.gateway}", style=QUIET)
     where.append(f"  admin http://{frame.admin}", style=QUIET)
     yield where
-    yield Text(curl(frame.gateway, frame.model), style="cyan")
+    attempt = Text("try ", style=QUIET)
+    attempt.append(curl(frame.gateway, frame.model), style="cyan")
+    yield attempt
 
 
 def curl(gateway: str, model: str) -> str:
-    """A line to paste; fits 80 columns with the default port."""
+    """A line to paste; fits 80 columns with a short name."""
     return f'curl {gateway}/api/generate -d \'{{"model":"{short(model)}","prompt":"Hi"}}\''
 
 
@@ -163,10 +167,10 @@ def curl(gateway: str, model: str) -> str:
 
 
 def _fleet(frame: Frame, glyphs: Glyphs, width: int) -> Iterator[Text]:
-    legend = "n/4 slots busy"
+    legend = "2/4 slots busy"
     for mark, word in ((glyphs.loading, "loading"), (glyphs.leaving, "leaving"), (glyphs.free, "free")):
         legend += f"  {mark * 2} {word}"
-    yield _rule("GPU memory", glyphs, width=width, note=f"{legend}  {glyphs.headroom * 2} kept free")
+    yield _rule("GPU memory", glyphs, width=width, note=f"{legend}  {glyphs.headroom * 2} headroom")
     for worker in frame.workers:
         runners = [runner for runner in frame.runners if runner.worker == worker.worker]
         bar, unnamed = _bar(worker, runners, glyphs, width=width)
@@ -178,7 +182,7 @@ def _fleet(frame: Frame, glyphs: Glyphs, width: int) -> Iterator[Text]:
         else:
             line.append(worker.reason, style="bold red")
         if unnamed:
-            line.append("  small: " + ", ".join(unnamed), style=QUIET)
+            line.append("  + " + ", ".join(unnamed), style=QUIET)
         yield line
         yield bar
 
@@ -202,7 +206,7 @@ def _bar(worker: WorkerRow, runners: list[RunnerRow], glyphs: Glyphs, *, width: 
         text, named = _part(label, fill, glyphs, width=end - column)
         bar.append(text, style=style)
         if label and not named:
-            unnamed.append(label)
+            unnamed.append(label.rpartition(" ")[0] or label)
         column = end
     return bar, unnamed
 
@@ -235,7 +239,7 @@ def _style(runner: RunnerRow) -> str:
 
 def _waiting(frame: Frame, glyphs: Glyphs, *, width: int, lines_max: int) -> Iterator[Text]:
     total = sum(row.count for row in frame.waiting)
-    note = "requests that wait, by model" if total else "nobody waits"
+    note = "waiting requests by model" if total else "nobody waits"
     yield _rule(f"Queue {total}", glyphs, width=width, note=note)
     shown = frame.waiting if len(frame.waiting) <= lines_max else frame.waiting[: lines_max - 1]
     for row in shown:
@@ -258,7 +262,7 @@ def _told(frame: Frame, glyphs: Glyphs, *, width: int, lines_max: int) -> Iterat
         line.append(f"{short(told.model):<17}")
         line.append(told.reason, style=QUIET)
         if told.ending:
-            line.append(f"  {told.ending}", style="red" if told.broke else "")
+            line.append(f", {told.ending}", style="red" if told.broke else "")
         yield line
     for _ in range(lines_max - len(shown)):
         yield Text()
@@ -278,6 +282,8 @@ def _totals(frame: Frame, glyphs: Glyphs, width: int) -> Iterator[Text]:
     line.append("  by Ollama itself: ", style=QUIET)
     own = frame.own
     line.append(f"{own.evictions} evictions, {own.queued} queued", style="bold red" if own.total else "bold green")
+    if width >= WIDE:
+        line.append("  (bellmare's promise: none, ever)", style=QUIET)
     yield line
 
 
@@ -285,8 +291,8 @@ def _shares(traffic: TrafficReport, glyphs: Glyphs, *, width: int) -> Text:
     """How requests were served, as one line of parts with their words."""
     whole = sum(traffic.by_cache.get(state, 0) for state in SHARES)
     line = Text()
-    room = max(0, width - 58)
-    for state, (words, colour) in SHARES.items():
+    room = max(0, width - 62)
+    for state, (_, colour) in SHARES.items():
         part = traffic.by_cache.get(state, 0)
         columns = round(room * part / whole) if whole else 0
         line.append(glyphs.share * columns, style=colour)

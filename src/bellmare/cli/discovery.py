@@ -73,7 +73,7 @@ def answers(url: str) -> bool:
 def _start_ollama(settings: Settings, console: Console) -> Found:
     """One `ollama serve` per GPU, with its own lifecycle switched off."""
     found = Found([], "")
-    for gpu in _gpus():
+    for gpu, gpu_bytes in _gpus():
         port = _free_port()
         url = f"http://127.0.0.1:{port}"
         environment = {
@@ -94,7 +94,9 @@ def _start_ollama(settings: Settings, console: Console) -> Found:
         _wait_for(url, process, found)
         worker = settings.worker_at(url)
         slots = int(environment["OLLAMA_NUM_PARALLEL"]) if environment["OLLAMA_NUM_PARALLEL"].isdigit() else 1
-        update = {"parallel": max(1, slots), "max_loaded": OLLAMA_MODELS_MAX}
+        update: dict[str, int | None] = {"parallel": max(1, slots), "max_loaded": OLLAMA_MODELS_MAX}
+        if worker.vram_bytes is None:
+            update["vram_bytes"] = gpu_bytes
         found.workers.append(worker.model_copy(update=update))
     found.how = f"ollama on PATH, {len(found.workers)} started"
     return found
@@ -109,11 +111,11 @@ def _wait_for(url: str, process: "subprocess.Popen[bytes]", found: Found) -> Non
         time.sleep(0.1)
 
 
-def _gpus() -> list[str]:
-    """UUIDs of the NVIDIA GPUs; one empty entry for a machine without, where one server does."""
-    from bellmare.workers.capacity import nvidia_gpus
+def _gpus() -> list[tuple[str, int | None]]:
+    """UUID and bytes of each NVIDIA GPU; one empty entry for a machine without, where one server does."""
+    from bellmare.workers import capacity
 
-    return [gpu.uuid for gpu in nvidia_gpus()] or [""]
+    return [(gpu.uuid, gpu.total_bytes) for gpu in capacity.nvidia_gpus()] or [("", None)]
 
 
 def _free_port() -> int:

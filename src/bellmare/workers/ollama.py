@@ -96,6 +96,7 @@ class OllamaWorker:
         self.tags: dict[str, ollama.TagsModel] = {}
         """Canonical name to the worker's own entry, for the merged list."""
         self.running: tuple[ollama.PsModel, ...] = ()
+        """As /api/ps showed it last: at an observation, after a load, during an unload."""
         self._now_utc = now_utc
         self._tags_body = b""
         self._described: dict[tuple[str, str], StoredModel] = {}
@@ -159,7 +160,6 @@ class OllamaWorker:
         if not self._version:
             answer = await self._ok("GET", "/api/version", timeout_s=timeout_s)
             self._version = str(msgspec.json.decode(answer.body, type=dict[str, object]).get("version", ""))[:40]
-        self.running = tuple(running)
         return Observation(loaded=tuple(self._loaded(entry) for entry in running), stored=stored, version=self._version)
 
     async def _look_at_disk(self, *, timeout_s: float) -> tuple[StoredModel, ...] | None:
@@ -204,7 +204,9 @@ class OllamaWorker:
 
     async def _running(self, *, timeout_s: float) -> list[ollama.PsModel]:
         answer = await self._ok("GET", "/api/ps", timeout_s=timeout_s)
-        return ollama.decode_ps(answer.body).models
+        running = ollama.decode_ps(answer.body).models
+        self.running = tuple(running)
+        return running
 
     def _loaded(self, entry: ollama.PsModel) -> LoadedModel:
         try:

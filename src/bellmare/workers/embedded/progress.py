@@ -41,12 +41,13 @@ def _bar(title: str) -> Iterator[Report]:
 
 def _lines(title: str) -> Report:
     next_s = 0.0
+    told = -1
 
     def report(done_bytes: int, total_bytes: int) -> None:
-        nonlocal next_s
+        nonlocal next_s, told
         now_s = time.monotonic()
-        if now_s >= next_s or done_bytes == total_bytes:
-            next_s = now_s + LINE_EVERY_S
+        if done_bytes != told and (now_s >= next_s or done_bytes == total_bytes):
+            next_s, told = now_s + LINE_EVERY_S, done_bytes
             print(f"{title}: {done_bytes / 1e6:.0f} of {total_bytes / 1e6:.0f} MB", file=sys.stderr, flush=True)
 
     return report
