@@ -21,7 +21,7 @@ from bellmare.runtime.clock import Clock
 from bellmare.workers import ollama as adapter
 from bellmare.workers.ollama import OllamaWorker, WorkerSettings
 from bellmare.workers.port import WorkerFault, WorkerPort
-from bellmare.workers.sim import SimConfig, SimModel, SimServer, start_sim_worker
+from bellmare.workers.sim import Fault, SimConfig, SimModel, SimServer, start_sim_worker
 
 TIMEOUT_S = 20.0
 SIM_MODELS = (
@@ -215,7 +215,7 @@ async def test_an_unload_waits_for_the_request_that_still_runs(place, worker):
     await worker.observe(timeout_s=TIMEOUT_S)
     await worker.load("a:1", num_ctx=2048, embedding=False, timeout_s=TIMEOUT_S)
     body = canonical_generate("a:1", tokens=200)
-    request = asyncio.ensure_future(
+    request = asyncio.get_running_loop().create_task(
         worker.upstream.fetch("POST", "/api/generate", body=body, timeout_s=TIMEOUT_S)
     )
     while not place_is_busy(place):
@@ -252,7 +252,10 @@ async def test_a_server_that_is_gone_is_a_refused_fault(place, worker):
 
 
 def canonical_generate(model: str, *, tokens: int = 8) -> bytes:
-    client = b'{"model":"%b","prompt":"hello","stream":false,"keep_alive":"5m","shift":false,"options":{"num_ctx":99,"num_predict":%d}}'
+    client = (
+        b'{"model":"%b","prompt":"hello","stream":false,"keep_alive":"5m","shift":false,'
+        b'"options":{"num_ctx":99,"num_predict":%d}}'
+    )
     return encode_for_worker(parse_generate(client % (model.encode(), tokens)), model=model, num_ctx=2048)
 
 
@@ -307,8 +310,6 @@ async def test_a_server_that_hangs_is_a_timeout_fault(extension, adapt):
 
 
 async def test_a_load_that_fails_is_a_failed_fault_with_the_workers_words(adapt):
-    from bellmare.workers.sim import Fault
-
     place = await simulated(extension=True)
     worker = adapt(place.port)
     await worker.observe(timeout_s=TIMEOUT_S)
@@ -318,6 +319,20 @@ async def test_a_load_that_fails_is_a_failed_fault_with_the_workers_words(adapt)
     assert caught.value.fault is FaultKind.failed
     assert "terminated" in caught.value.detail
     assert await loaded_now(worker) == {}
+    await place.server.close()
+
+
+async def test_a_crashed_runner_is_unloaded_without_waiting_for_memory_that_is_back(adapt):
+    place = await simulated(extension=True)
+    worker = adapt(place.port)
+    await worker.observe(timeout_s=TIMEOUT_S)
+    for name in ("a:1", "b:1"):
+        await worker.load(name, num_ctx=2048, embedding=False, timeout_s=TIMEOUT_S)
+    place.server.faults.set(Fault("crash", model="a:1"))
+    assert sorted(await loaded_now(worker)) == ["a:1", "b:1"], "Ollama goes on listing it (ollama.md 12)"
+    async with asyncio.timeout(1.0):
+        await worker.unload("a:1", timeout_s=TIMEOUT_S)
+    assert list(await loaded_now(worker)) == ["b:1"]
     await place.server.close()
 
 

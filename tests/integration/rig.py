@@ -7,7 +7,7 @@ import io
 import json
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -174,6 +174,11 @@ async def ask(
         await talk.close()
 
 
+def begin(work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+    """Run ``work`` beside the test, which awaits or cancels it."""
+    return asyncio.get_running_loop().create_task(work)
+
+
 async def until(holds: Callable[[], object], what: str = "the condition") -> None:
     """Wait for something that has no event of its own; bounded. The only polling of these tests."""
     end = time.monotonic() + WAIT_S
@@ -255,7 +260,9 @@ class Gateway:
         self.closed = True
         await self.service.close(grace_s=0.2)
         assert self.in_flight() == 0
-        assert [port.upstream.connections for port in self.service.fleet.ports.values() if port.upstream.connections] == []
+        assert [
+            port.upstream.connections for port in self.service.fleet.ports.values() if port.upstream.connections
+        ] == []
         self.service.logs.close()
         assert self.lines_of_errors() == []
         assert self.driver.engine.check() == []
@@ -266,14 +273,14 @@ class Gateway:
 
 async def start_gateway(*workers: Any, observe_every_s: float = 0.2, **settings: Any) -> Gateway:
     """``workers``: ports of servers on loopback, or entries of the settings. Keys of the settings by name."""
-    entries = [{"url": f"http://127.0.0.1:{one}", "name": f"w{i}"} if isinstance(one, int) else one
-               for i, one in enumerate(workers)]
+    entries = [
+        {"url": f"http://127.0.0.1:{one}", "name": f"w{i}"} if isinstance(one, int) else one
+        for i, one in enumerate(workers)
+    ]
     chosen = {"listen": "127.0.0.1:0", "admin": "off", "record": "off"} | settings
     log = io.StringIO()
     loaded = load_settings(None, environment={}, overrides={**chosen, "workers": entries})
-    gateway = Gateway(
-        Service(loaded, open_logs(stream=log, line_format="json"), observe_every_s=observe_every_s), log
-    )
+    gateway = Gateway(Service(loaded, open_logs(stream=log, line_format="json"), observe_every_s=observe_every_s), log)
     await gateway.service.start()
     return gateway
 

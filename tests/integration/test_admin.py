@@ -2,8 +2,9 @@
 
 import re
 
-from bellmare.core.decisions import Load, LoadCause, Unload, UnloadCause
 from rig import until
+
+from bellmare.core.decisions import Load, LoadCause, Unload, UnloadCause
 
 JSON = {"content_type": "application/json"}
 

@@ -4,11 +4,11 @@ import asyncio
 import re
 
 import pytest
+from rig import HUGE, SMALL, Gateway, Sim, Talk, at_most, begin, until
 
 from bellmare.core.decisions import CacheState, Dispatch, Load, Reject
 from bellmare.core.events import Outcome, RequestArrived, RequestCancelled, RequestFinished
 from bellmare.workers.sim import Fault
-from rig import HUGE, SMALL, Gateway, Sim, Talk, at_most, until
 
 ERROR_TYPES = {429: "rate_limit_error", 503: "api_error", 504: "api_error"}
 MANY_TOKENS = 80_000
@@ -42,7 +42,9 @@ def is_honest(reply, status: int) -> None:
 async def in_both_dialects(running: Gateway, model: str):
     """The same request to both; their errors have the same text, in the dialect's shape."""
     native = await running.chat(model)
-    openai = await running.post("/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "x"}]})
+    openai = await running.post(
+        "/v1/chat/completions", {"model": model, "messages": [{"role": "user", "content": "x"}]}
+    )
     assert native.json.keys() == {"error"}
     assert openai.json["error"].keys() == {"message", "type", "param", "code"}
     assert openai.json["error"]["type"] == ERROR_TYPES[openai.status]
@@ -109,7 +111,9 @@ async def test_a_request_that_waits_until_its_deadline_is_a_504(sim, gateway):
 
 def waited_us(running: Gateway, request: str) -> int:
     """From arrival to refusal."""
-    arrived = next(now for now, event, _ in running.steps if isinstance(event, RequestArrived) and event.request == request)
+    arrived = next(
+        now for now, event, _ in running.steps if isinstance(event, RequestArrived) and event.request == request
+    )
     refused = next(
         now for now, _, made in running.steps for one in made if isinstance(one, Reject) and one.request == request
     )
@@ -177,7 +181,9 @@ async def test_what_the_gateway_overrode_is_named(sim, gateway):
 async def test_a_valid_request_id_is_echoed(sim, gateway, theirs):
     running = await gateway((await sim()).port)
     for model, status in (("a:1", 200), ("nobody:1", 404)):
-        reply = await running.post("/api/generate", {"model": model, "prompt": "x", "stream": False}, x_request_id=theirs)
+        reply = await running.post(
+            "/api/generate", {"model": model, "prompt": "x", "stream": False}, x_request_id=theirs
+        )
         assert (reply.status, reply.headers["x-request-id"]) == (status, theirs)
     await running.close()
     assert [line["id"] for line in running.lines("request")] == [theirs, theirs]
@@ -294,7 +300,9 @@ async def test_a_client_that_leaves_during_prefill_closes_the_upstream_and_its_s
     talk.leave()
     await until(lambda: worker.twin.counters.cancelled_total == 1, "the upstream's close")
     (runner,) = running.state.workers["w0"].runners.values()
-    assert (len(runner.in_flight), len(runner.zombies)) == (0, 1), "a prefill that goes on on the worker (ollama.md 2.4)"
+    assert (len(runner.in_flight), len(runner.zombies)) == (0, 1), (
+        "a prefill that goes on on the worker (ollama.md 2.4)"
+    )
     assert (await running.chat()).status == 200
     assert worker.twin.counters.slot_waits == 0, "nobody was sent into the slot behind it"
     await is_as_before(running, worker)
@@ -310,7 +318,7 @@ async def test_a_client_that_leaves_in_mid_stream_frees_its_slot_at_once(sim, ga
         talk = await opening()
         assert await talk.head() == 200
         assert await talk.line()
-        queued = asyncio.ensure_future(running.chat())
+        queued = begin(running.chat())
         await waiting(running, 1)
         talk.leave()
         assert (await queued).headers["x-bellmare-cache"] == CacheState.queued

@@ -1,11 +1,12 @@
 """What a client may get wrong is refused by the gateway, in the dialect of the path, and no worker hears of it."""
 
+import asyncio
 import json
 
 import pytest
+from rig import Gateway, Talk, open_talk
 
 from bellmare.core.events import RequestArrived
-from rig import Gateway, open_talk
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 NATIVE = ("/api/generate", "/api/chat", "/api/embed", "/api/embeddings")
@@ -221,10 +222,6 @@ async def test_an_ambiguous_head_is_refused_and_the_connection_ends(running, pat
 
 async def raw(port: int, text: str):
     """Bytes as they are."""
-    import asyncio
-
-    from rig import Talk
-
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     writer.write(text.encode())
     return Talk(reader, writer)

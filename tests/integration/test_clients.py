@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import ollama
 import openai
 import pytest
-
 from rig import Gateway, start_gateway, start_sim
+
+from bellmare.workers.sim import Fault
 
 HELLO = [{"role": "user", "content": "Say hello."}]
 SMOLLM = "smollm2:135m"
@@ -156,17 +157,20 @@ async def test_the_ollama_client_calls_tools(sim, gateway):
     await client._client.aclose()
 
 
-async def test_a_stream_that_breaks_raises_in_the_ollama_client(sim, gateway):
-    from bellmare.workers.sim import Fault
+async def collect(stream: Any, into: list[Any]) -> None:
+    """What came is kept, also if the stream raises."""
+    async for part in stream:
+        into.append(part)  # noqa: PERF401 - a comprehension would lose what came before the error
 
+
+async def test_a_stream_that_breaks_raises_in_the_ollama_client(sim, gateway):
     worker = await sim(time_scale=0.2)
     client = ollama.AsyncClient(host=f"http://127.0.0.1:{(await gateway(worker.port)).port}")
     await client.chat(model="a:1", messages=HELLO)
     worker.faults.set(Fault("error_after", tokens=5))
-    got = []
+    got: list[Any] = []
     with pytest.raises(ollama.ResponseError) as caught:
-        async for part in await client.chat(model="a:1", messages=HELLO, stream=True):
-            got.append(part)
+        await collect(await client.chat(model="a:1", messages=HELLO, stream=True), got)
     assert (len(got), caught.value.status_code) == (5, -1)
     await client._client.aclose()
 
@@ -236,17 +240,14 @@ async def test_the_openai_client_sees_a_full_queue_as_a_rate_limit_and_obeys_ret
 
 
 async def test_a_stream_that_breaks_raises_in_the_openai_client(sim, gateway):
-    from bellmare.workers.sim import Fault
-
     worker = await sim(time_scale=0.2)  # slow enough for the tokens to come one by one
     running = await gateway(worker.port)
     await running.chat()
     async with openai.AsyncOpenAI(base_url=f"http://127.0.0.1:{running.port}/v1", api_key="none") as client:
         worker.faults.set(Fault("error_after", tokens=5))
-        got = []
+        got: list[Any] = []
         with pytest.raises(openai.APIError):
-            async for chunk in await client.chat.completions.create(model="a:1", messages=HELLO, stream=True):
-                got.append(chunk)
+            await collect(await client.chat.completions.create(model="a:1", messages=HELLO, stream=True), got)
         assert len(got) >= 5
 
 

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from rig import at_most, replayed, until
 
 from bellmare.core.decisions import CacheState, Dispatch, Load, LoadCause, Reject, Unload
 from bellmare.core.events import RequestArrived, RequestFinished
 from bellmare.core.units import MIB
-from rig import at_most, replayed, until
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 

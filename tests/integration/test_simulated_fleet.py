@@ -1,15 +1,15 @@
-"""2,000 requests over nine models on two simulated GPUs that hold two or three each: the product's promise as counters."""
+"""2,000 requests over nine models on two simulated GPUs that hold two or three: the product's promise as counters."""
 
 import asyncio
 import random
 from collections import Counter
 
 import pytest
+from rig import at_most, replayed, until
 
 from bellmare.core.decisions import CacheState, Dispatch, Load, Reject, Unload
 from bellmare.core.events import OperationEnded, Outcome, RequestArrived, RequestFinished
 from bellmare.workers.sim import DEFAULT_MODELS, Fault
-from rig import at_most, replayed, until
 
 REQUESTS = 2_000
 CLIENTS = 64
@@ -44,6 +44,24 @@ def is_whole(path: str, body: dict, reply) -> bool:
     return (reply.lines[-1] if body.get("stream", True) else reply.json)["done"] is True
 
 
+async def the_workers_confirm(running, workers) -> None:
+    """The workers' own account: they never evicted, queued, reloaded, refused or overcommitted."""
+    told = [await worker.counters() for worker in workers]
+    for counters in told:
+        for promise in (
+            "own_evictions", "own_queue_max", "queued_total", "semaphore_waits", "slot_waits", "reloads",
+            "rejected_503", "vram_overcommits", "loads_aborted", "failed_total", "cancelled_total",
+        ):  # fmt: skip
+            assert counters[promise] == 0, promise
+        assert max(counters["in_flight_max"].values()) == PARALLEL
+    assert not any(worker.twin.stalled for worker in workers)
+    loads, unloads = running.decisions(Load), running.decisions(Unload)
+    assert sum(counters["loads"] for counters in told) == len(loads)
+    assert sum(counters["unloads_asked"] for counters in told) == len(unloads)
+    assert sum(counters["finished_total"] for counters in told) == REQUESTS
+    assert len(unloads) >= 5, "nothing had to leave: the test proves nothing"
+
+
 @pytest.mark.slow
 async def test_two_thousand_requests_over_nine_models_are_all_served_by_our_decisions_alone(sim, gateway, tmp_path):
     workers = [await sim(models=DEFAULT_MODELS, parallel=PARALLEL, time_scale=0.02, seed=seed) for seed in (0, 1)]
@@ -70,21 +88,7 @@ async def test_two_thousand_requests_over_nine_models_are_all_served_by_our_deci
     assert broken == []
     await running.settled()
 
-    # The workers' own account: they never evicted, queued, reloaded, refused or overcommitted.
-    told = [await worker.counters() for worker in workers]
-    for counters in told:
-        for promise in (
-            "own_evictions", "own_queue_max", "queued_total", "semaphore_waits", "slot_waits", "reloads",
-            "rejected_503", "vram_overcommits", "loads_aborted", "failed_total", "cancelled_total",
-        ):  # fmt: skip
-            assert counters[promise] == 0, promise
-        assert max(counters["in_flight_max"].values()) == PARALLEL
-    assert not any(worker.twin.stalled for worker in workers)
-    loads, unloads = running.decisions(Load), running.decisions(Unload)
-    assert sum(counters["loads"] for counters in told) == len(loads)
-    assert sum(counters["unloads_asked"] for counters in told) == len(unloads)
-    assert sum(counters["finished_total"] for counters in told) == REQUESTS
-    assert len(unloads) >= 5, "nothing had to leave: the test proves nothing"
+    await the_workers_confirm(running, workers)
 
     # Nothing lost, nothing answered twice.
     arrived = [event.request for event in running.events(RequestArrived)]

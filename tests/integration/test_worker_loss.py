@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from rig import Gateway, Reply, Talk, ask, at_most, begin, until
 
 from bellmare.core.decisions import Dispatch, HealthChange, Load, LoadCause, Reject, Unload
 from bellmare.core.events import (
@@ -23,7 +24,6 @@ from bellmare.core.events import (
     RequestFinished,
 )
 from bellmare.core.units import WorkerId
-from rig import Gateway, Reply, Talk, ask, at_most, until
 
 RUNNER = Path(__file__).with_name("sim_process.py")
 CLIENTS = 24
@@ -112,11 +112,13 @@ async def test_streams_under_way_end_with_one_error_and_what_has_sent_nothing_ru
         assert talk.headers["x-bellmare-worker"] == "w0"
         heads[talk] = [await talk.line() for _ in range(4)]
     silent = [
-        asyncio.ensure_future(running.chat(options={"num_predict": 500})),
-        asyncio.ensure_future(running.chat(options={"num_predict": 500}, stream=True, messages=long_prompt())),
-        asyncio.ensure_future(running.chat(options={"num_predict": 20})),  # waits: all four slots are taken
+        begin(running.chat(options={"num_predict": 500})),
+        begin(running.chat(options={"num_predict": 500}, stream=True, messages=long_prompt())),
+        begin(running.chat(options={"num_predict": 20})),  # waits: all four slots are taken
     ]
-    await until(lambda: len(running.decisions(Dispatch)) == 4 and running.state.waiting == 1, "four at work, one waiting")
+    await until(
+        lambda: len(running.decisions(Dispatch)) == 4 and running.state.waiting == 1, "four at work, one waiting"
+    )
 
     first.kill()
 
@@ -185,7 +187,7 @@ async def test_a_worker_killed_under_load_costs_no_request_and_is_used_again_whe
     first, second = process(), process()
     running = await gateway(first.port, second.port, drain_after="100ms")
     load = Load24(running)
-    clients = asyncio.ensure_future(load.run())
+    clients = begin(load.run())
     await load.goes_on(300)
     lost = {runner.name for runner in running.state.workers["w0"].runners.values() if runner.residency == "resident"}
 
@@ -235,7 +237,7 @@ async def test_a_restarted_gateway_adopts_what_is_resident_and_unloads_nothing(s
     ports = [worker.port for worker in workers]
     before = await gateway(*ports, drain_after="100ms")
     load = Load24(before)
-    clients = asyncio.ensure_future(load.run())
+    clients = begin(load.run())
     await load.goes_on(300)
     clients.cancel()  # the machine with the gateway on it goes down, and its clients with it
     await before.close()
@@ -257,7 +259,7 @@ async def test_a_restarted_gateway_adopts_what_is_resident_and_unloads_nothing(s
     assert {one.cause for one in after.decisions(Load)} <= {LoadCause.adopt}
 
     load = Load24(after)
-    clients = asyncio.ensure_future(load.run())
+    clients = begin(load.run())
     await load.goes_on(200)
     load.on = False
     await clients

@@ -117,7 +117,7 @@ def _nobody_is_served_after_the_first(patch: pytest.MonkeyPatch) -> None:
     ("plant", "rules"),
     [
         (_no_slot_is_ever_taken, ("never beyond its slots", "a busy runner is never unloaded")),
-        (_memory_is_free_before_it_is_confirmed, ("no model is loaded twice", "memory is never promised twice")),
+        (_memory_is_free_before_it_is_confirmed, ("nothing begins on a worker that is in doubt", "promised twice")),
         (_a_stale_observation_is_believed, ("no model is loaded twice", "only to a resident model", "real memory")),
         (_a_busy_runner_may_go, ("never beyond its slots", "a busy runner is never unloaded")),
         (_nobody_is_served_after_the_first, ("nobody waits beside a free slot",)),

@@ -49,6 +49,8 @@ class TrafficConfig(msgspec.Struct, frozen=True):
     """Open loop: an arrival that finds so many in flight is skipped."""
     think_s: float = 0.0
     """Closed loop: mean pause between an answer and the next question."""
+    ramp_s: float = 0.0
+    """Closed loop: the users begin one after another, spread over so long."""
     skew: float = 1.0
     """Zipf's exponent: the k-th model is asked for k**-skew times as often as the first."""
     session_requests: float = 8.0
@@ -72,6 +74,7 @@ class TrafficConfig(msgspec.Struct, frozen=True):
             "rate_per_s": (0, RATE_MAX_PER_S),
             "in_flight_max": (1, USERS_MAX),
             "think_s": (0, 86_400),
+            "ramp_s": (0, 86_400),
             "skew": (0, 10),
             "session_requests": (1, 1_000_000),
             "prompt_tokens": (1, TOKENS_MAX),
@@ -261,8 +264,6 @@ class Traffic:
     def __init__(self, base_url: str, config: TrafficConfig, *, allow_remote: bool = False) -> None:
         config.check()
         self._url = parse_worker_url(base_url)
-        if self._url.scheme != "http":
-            raise ValueError(f"{base_url}: load is sent over plain http only")
         if not self._url.loopback and not allow_remote:
             raise ValueError(f"{base_url} is not this machine; load on others' servers must be asked for explicitly")
         self.config = config
@@ -274,7 +275,7 @@ class Traffic:
         self._asking = 0
         self._asked = 0
         self._asked_max: int | None = None
-        self._grace_s = 0.0
+        self._grace_s: float | None = None
         self._stopping = asyncio.Event()
         self._cutting: asyncio.TimerHandle | None = None
         self._upstream: Upstream | None = None
@@ -286,11 +287,11 @@ class Traffic:
     ) -> TrafficReport:
         """Ask until ``seconds`` have passed, ``requests`` questions have been asked, or ``stop``.
 
-        What is in flight then may still end within ``grace_s`` (None: the request timeout), and is cut off after it.
+        What is in flight then is cut off after ``grace_s``; None: each may end within its own timeout.
         """
         assert self._upstream is None, "a run is made once"
         self._asked_max = requests
-        self._grace_s = self.config.request_timeout_s if grace_s is None else grace_s
+        self._grace_s = grace_s
         limits = UpstreamLimits(connect_timeout_s=min(5.0, self.config.request_timeout_s))
         self._upstream = Upstream(self._url.host, self._url.port, limits=limits, base_path=self._url.path)
         self._began_us = self._clock.now_us()
@@ -301,8 +302,9 @@ class Traffic:
                 if self.config.rate_per_s:
                     group.create_task(self._arrive(users, group), name="arrivals")
                 else:
-                    for user in users:
-                        group.create_task(self._use(user), name="user")
+                    for number, user in enumerate(users):
+                        begin_s = self.config.ramp_s * number / len(users)
+                        group.create_task(self._use(user, begin_s), name="user")
         finally:
             for handle in (timer, self._cutting):
                 if handle is not None:
@@ -316,7 +318,7 @@ class Traffic:
         if self._stopping.is_set():
             return
         self._stopping.set()
-        if self._upstream is not None:
+        if self._upstream is not None and self._grace_s is not None:
             self._cutting = asyncio.get_running_loop().call_later(self._grace_s, self._cut)
 
     def report(self) -> TrafficReport:
@@ -341,9 +343,9 @@ class Traffic:
 
     # ------------------------------------------------------------------ users
 
-    async def _use(self, user: _User) -> None:
-        """Closed loop: one user's life."""
-        stopping = await self._pause(user.rng.random() * self.config.think_s)
+    async def _use(self, user: _User, begin_s: float) -> None:
+        """Closed loop: one user's life, which begins after ``begin_s`` and a part of a pause."""
+        stopping = await self._pause(begin_s + user.rng.random() * self.config.think_s)
         while not stopping and self._take():
             outcome = await self._ask(user.question())
             pause_s = user.draw(self.config.think_s)

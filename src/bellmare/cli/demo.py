@@ -13,6 +13,7 @@ import tempfile
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from io import TextIOBase
 from pathlib import Path
 from typing import Any, cast
@@ -30,22 +31,26 @@ from bellmare.settings import load_settings
 from bellmare.settings.model import ADMIN_PORT, GATEWAY_PORT
 from bellmare.workers.sim.world import DEFAULT_MODELS
 
-DEFAULT_CLIENTS = 32
+DEFAULT_CLIENTS = 24
 DEFAULT_SPEED = 10.0
-SPEED_MAX = 1_000.0
-"""Beyond, a load takes less than the gateway's own poll."""
+SPEED_MAX = 10_000.0
+"""A load then takes less than a millisecond: only good for tests."""
 GPUS = 3
 VRAM_GB = 24
 PARALLEL = 4
 DRAIN_AFTER_S = 5.0
 """The gateway's own default; divided by the speed, as all that waits for the simulated world."""
-THINK_S = 8.0
+THINK_S = 5.5
 """A client's mean pause in the simulated world."""
-SESSION_REQUESTS = 40
+RAMP_S = 60.0
+"""Clients begin one after another within so long, in the simulated world."""
+SESSION_REQUESTS = 30
 SKEW = 1.5
-"""With these a handful of models stays, the others come and go about twice a second: enough to watch, not a blur."""
+"""With these a handful of models stays, the others come and go once or twice a second: enough to watch, not a blur."""
 OUTPUT_TOKENS = 120
 FRAMES_PER_S = 4
+LAST_PICTURE_S = 1.0
+"""At the end the terminal may take so long to take its last picture."""
 LINE_EVERY_S = 5.0
 COUNTERS_EVERY_S = 1.0
 COUNTERS_TIMEOUT_S = 5.0
@@ -140,6 +145,7 @@ class Demo:
                 embedding_models=tuple(model.name for model in DEFAULT_MODELS if model.embedding),
                 users=options.clients,
                 think_s=THINK_S / options.speed,
+                ramp_s=RAMP_S / options.speed,
                 session_requests=SESSION_REQUESTS,
                 skew=SKEW,
                 output_tokens=OUTPUT_TOKENS,
@@ -238,9 +244,14 @@ async def show_table(demo: Demo) -> None:
     """The live table; drawn in a thread, so that a terminal that is held (Ctrl-S) does not hold the gateway."""
     from rich.live import Live
 
+    loop = asyncio.get_running_loop()
     with Live(screen=True, auto_refresh=False) as live:
         while True:
-            await asyncio.to_thread(live.update, DemoTable(demo.frame()), refresh=True)
+            drawn = loop.run_in_executor(None, partial(live.update, DemoTable(demo.frame()), refresh=True))
+            try:
+                await asyncio.shield(drawn)
+            finally:  # a picture drawn after the screen was given back would be left standing there
+                await asyncio.wait([drawn], timeout=LAST_PICTURE_S)
             await asyncio.sleep(1 / FRAMES_PER_S)
 
 
@@ -331,6 +342,9 @@ def run_demo(  # tidy: one parameter for each flag of the command
             summary = runner.run(_run(options, folder))
     except asyncio.CancelledError:
         return INTERRUPTED
+    except OSError as error:  # a port that was taken meanwhile, a full disk
+        print(f"bellmare demo: {error}", file=sys.stderr)
+        return 2
     finally:
         if not keep_log:
             shutil.rmtree(folder, ignore_errors=True)
@@ -384,12 +398,18 @@ async def _run(options: Options, folder: Path) -> Summary:
             await service.start()
             demo = Demo(options, service)
             stoppable.append(demo.traffic.stop)
-            live = not options.json_output and sys.stdout.isatty()
-            await demo.run(show_table if live else show_lines)
+            await demo.run(show_table if _live(options) else show_lines)
     finally:
         await service.close(grace_s=1.0)
         logs.close()
     return demo.summary(event_log=str(folder) if options.keep_log else None, notes=list(notes.lines))
+
+
+def _live(options: Options) -> bool:
+    """Whether a table can be drawn: on a terminal that can move its cursor."""
+    from rich.console import Console
+
+    return not options.json_output and sys.stdout.isatty() and not Console().is_dumb_terminal
 
 
 @contextmanager

@@ -154,7 +154,7 @@ def _head(frame: Frame, glyphs: Glyphs, width: int) -> Iterator[Text]:
     where.append(f"  admin http://{frame.admin}", style=QUIET)
     yield where
     attempt = Text("try ", style=QUIET)
-    attempt.append(curl(frame.gateway, frame.model), style="cyan")
+    attempt.append(curl(frame.gateway, frame.model), style="dark_cyan")
     yield attempt
 
 
@@ -178,7 +178,8 @@ def _fleet(frame: Frame, glyphs: Glyphs, width: int) -> Iterator[Text]:
         used_bytes = worker.resident_bytes + worker.reserved_bytes + worker.foreign_bytes
         line.append(f"  {used_bytes / GB:.1f} of {worker.capacity_bytes / GB:.0f} GB  ", style=QUIET)
         if worker.healthy:
-            line.append(frame.doing.get(worker.worker, ""))
+            now = frame.doing.get(worker.worker, "")
+            line.append(now or "loader idle", style="" if now else QUIET)
         else:
             line.append(worker.reason, style="bold red")
         if unnamed:
@@ -289,16 +290,19 @@ def _totals(frame: Frame, glyphs: Glyphs, width: int) -> Iterator[Text]:
 
 def _shares(traffic: TrafficReport, glyphs: Glyphs, *, width: int) -> Text:
     """How requests were served, as one line of parts with their words."""
-    whole = sum(traffic.by_cache.get(state, 0) for state in SHARES)
+    counts = {state: traffic.by_cache.get(state, 0) for state in SHARES}
+    whole = sum(counts.values())
+    words = Text()
+    for state, (text, colour) in SHARES.items():
+        words.append(f"  {percent(counts[state], whole)}", style=f"bold {colour}")
+        words.append(f" {text}")
     line = Text()
-    room = max(0, width - 62)
+    room = max(0, width - words.cell_len)
+    passed, column = 0, 0
     for state, (_, colour) in SHARES.items():
-        part = traffic.by_cache.get(state, 0)
-        columns = round(room * part / whole) if whole else 0
-        line.append(glyphs.share * columns, style=colour)
-    line.append(" " if line.cell_len else "")
-    for state, (words, colour) in SHARES.items():
-        part = traffic.by_cache.get(state, 0)
-        line.append(percent(part, whole), style=f"bold {colour}")
-        line.append(f" {words}  ")
+        passed += counts[state]
+        end = round(room * passed / whole) if whole else 0
+        line.append(glyphs.share * (end - column), style=colour)
+        column = end
+    line.append(words)
     return line

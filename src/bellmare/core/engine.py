@@ -39,7 +39,7 @@ from bellmare.core.residency import Cue
 from bellmare.core.state import Request, RequestPhase, State, Worker
 from bellmare.core.units import SECOND_US, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
 
-TIMERS_PER_STEP_MAX = 64
+TIMERS_PER_STEP_MAX = 16
 """Due timers that one step handles; the rest follows at once in further steps."""
 BUSY_US = SECOND_US
 """A worker that called itself busy is believed for so long: one slot less."""
@@ -253,7 +253,7 @@ class Engine:
     def _may_drain_due(self, model_id: str, _: str) -> None:
         model = self.fleet.state.models.get(ModelId(model_id))
         if model is not None:
-            scheduler.allow_drain(self.fleet, self.policy, model)
+            scheduler.allow_drain(self.fleet, model)
 
     def _stranded_due(self, model_id: str, _: str) -> None:
         model = self.fleet.state.models.get(ModelId(model_id))

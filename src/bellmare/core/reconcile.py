@@ -121,6 +121,8 @@ def _unvote(fleet: Fleet, worker: Worker, entry: StoredModel) -> None:
     if not votes:
         del state.votes[entry.name]
     model.holders[worker.worker] -= 1
+    if model.waiting:
+        fleet.touch(model.model)
     if not model.holders[worker.worker]:
         del model.holders[worker.worker]
         fleet.holders_changed(model)

@@ -16,7 +16,7 @@ from bellmare.core.residency import Cue, Residency
 from bellmare.core.state import Model, Operation, OperationKind, Placement, Runner, Want, Worker
 from bellmare.core.units import SECOND_US, Bytes, InstantUs, ModelId, OperationId, SpanUs
 
-PLACED_PER_STEP_MAX = 4
+PLACED_PER_STEP_MAX = 2
 """Missing models that one step looks for a place for; the rest follow at once in further steps."""
 TRIED_PER_WORKER_MAX = 8
 """Blocked models weighed when a worker becomes free."""
@@ -106,7 +106,7 @@ def place(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
     if plan is not None:
         start(fleet, policy, model, plan=plan, cause=_cause(model))
         return
-    if model.want is not Want.blocked:
+    if model.want is not Want.blocked and not model.may_drain:
         model.blocked_us = fleet.now_us
         fleet.set_timer(fleet.now_us + fleet.config.drain_after_us, Timer.may_drain, model.model)
     fleet.set_want(model, Want.blocked)
@@ -116,12 +116,12 @@ def _cause(model: Model) -> LoadCause:
     return LoadCause.demand if model.waiting else LoadCause.pinned
 
 
-def allow_drain(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
+def allow_drain(fleet: Fleet, model: Model) -> None:
     """It has waited long enough for an idle victim: busy ones may be drained from now on."""
     if model.want is not Want.blocked or fleet.now_us < model.blocked_us + fleet.config.drain_after_us:
         return
     model.may_drain = True
-    place(fleet, policy, model)
+    fleet.set_want(model, Want.pending)
 
 
 def start(fleet: Fleet, policy: EvictionPolicy, model: Model, *, plan: Plan, cause: LoadCause) -> None:

@@ -242,24 +242,31 @@ class OllamaWorker:
     async def unload(self, name: str, *, timeout_s: float) -> None:
         path, body = ollama.unload_body(name)
         own = await self._own_word(timeout_s=timeout_s)
-        leaving = next((e for e in await self._running(timeout_s=timeout_s) if self._is(e, name)), None)
+        before = await self._running(timeout_s=timeout_s)
         answer = await self._fetch("POST", path, body=body, timeout_s=timeout_s)
         if answer.status != 200:
             raise WorkerFault(_status_fault(answer.status), upstream_error_text(answer.body))
         # Ollama tells nobody when a runner is gone, so one has to ask again.
         while any(self._is(entry, name) for entry in await self._running(timeout_s=timeout_s)):  # noqa: ASYNC110
             await asyncio.sleep(GONE_POLL_S)
+        leaving = next((entry for entry in before if self._is(entry, name)), None)
         if leaving is not None and leaving.size_vram > 0:
-            await self._memory_back(own, leaving.size_vram)
+            await self._memory_back(own, leaving.size_vram, staying=[e for e in before if e is not leaving])
 
-    async def _memory_back(self, before: _OwnWord | None, size_bytes: int) -> None:
-        """Wait until the driver has the memory of a runner that is gone."""
+    async def _memory_back(self, before: _OwnWord | None, size_bytes: int, *, staying: list[ollama.PsModel]) -> None:
+        """Wait until the driver has the memory of a runner that is gone.
+
+        A runner that had crashed gave it back long ago, although /api/ps went on listing it (ollama.md 12): then no
+        more is in use than those that stay account for.
+        """
         if before is None:
             await asyncio.sleep(MEMORY_BACK_S)
             return
         if before.vram_used_bytes is None:
             return
-        enough = before.vram_used_bytes - size_bytes * MEMORY_BACK_PERCENT // 100
+        others = sum(entry.size_vram + (before.overhead_bytes or 0) for entry in staying)
+        back = size_bytes * MEMORY_BACK_PERCENT // 100
+        enough = max(before.vram_used_bytes - back, others + size_bytes - back)
         for _ in range(round(MEMORY_BACK_MAX_S / GONE_POLL_S)):
             now = await self._own_word(timeout_s=MEMORY_BACK_MAX_S)
             if now is None or now.vram_used_bytes is None or now.vram_used_bytes <= enough:
