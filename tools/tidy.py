@@ -14,7 +14,7 @@ from pathlib import Path
 MODULE_LINES_MAX = 500
 FUNCTION_LINES_MAX = 60
 PARAMETERS_MAX = 5
-POSITIONAL_MAX = 2
+POSITIONAL_MAX = 3  # the context (mostly the fleet), the subject, the object; all of types that mypy tells apart
 TEXT_MAX = 4 << 20
 """Bytes; larger files are no text of ours."""
 

@@ -19,6 +19,7 @@ from bellmare.core.events import (
     RequestFinished,
     WorkerUnreachable,
 )
+from bellmare.core.units import WorkerId
 from bellmare.runtime import observer
 from bellmare.workers.sim import Fault
 
@@ -121,6 +122,19 @@ async def test_a_crashed_runner_is_unloaded_because_ollama_goes_on_listing_it(si
     assert (await running.chat()).status == 200
     assert [unload.cause for unload in running.decisions(Unload)] == [UnloadCause.crashed]
     assert (worker.twin.counters.reloads, len(running.decisions(Load))) == (0, 2)
+
+
+async def test_a_bug_of_ours_in_an_adapter_ends_the_operation_and_is_told(sim, gateway, monkeypatch):
+    running = await gateway((await sim()).port)
+
+    async def broken(name: str, **_: Any) -> None:
+        raise ZeroDivisionError(name)
+
+    monkeypatch.setattr(running.service.fleet.ports[WorkerId("w0")], "load", broken)
+    async with at_most(5):
+        reply = await running.chat()
+    assert (reply.status, "ZeroDivisionError" in reply.error) == (502, True)
+    running.errors_expected = 1
 
 
 class Storm:

@@ -3,12 +3,16 @@
 import asyncio
 import random
 from collections import Counter
+from typing import Any
 
+import msgspec
 import pytest
 from rig import at_most, replayed, until
 
+from bellmare.cli import service
 from bellmare.core.decisions import CacheState, Dispatch, Load, Reject, Unload
 from bellmare.core.events import OperationEnded, Outcome, RequestArrived, RequestFinished
+from bellmare.workers import ollama
 from bellmare.workers.sim import DEFAULT_MODELS, Fault
 
 REQUESTS = 2_000
@@ -44,32 +48,28 @@ def is_whole(path: str, body: dict, reply) -> bool:
     return (reply.lines[-1] if body.get("stream", True) else reply.json)["done"] is True
 
 
-async def the_workers_confirm(running, workers) -> None:
+def confirmed_by(running, workers, told: list[dict[str, Any]], *, requests: int) -> None:
     """The workers' own account: they never evicted, queued, reloaded, refused or overcommitted."""
-    told = [await worker.counters() for worker in workers]
     for counters in told:
         for promise in (
             "own_evictions", "own_queue_max", "queued_total", "semaphore_waits", "slot_waits", "reloads",
             "rejected_503", "vram_overcommits", "loads_aborted", "failed_total", "cancelled_total",
         ):  # fmt: skip
             assert counters[promise] == 0, promise
-        assert max(counters["in_flight_max"].values()) == PARALLEL
     assert not any(worker.twin.stalled for worker in workers)
     loads, unloads = running.decisions(Load), running.decisions(Unload)
     assert sum(counters["loads"] for counters in told) == len(loads)
     assert sum(counters["unloads_asked"] for counters in told) == len(unloads)
-    assert sum(counters["finished_total"] for counters in told) == REQUESTS
+    assert sum(counters["finished_total"] for counters in told) == requests
     assert len(unloads) >= 5, "nothing had to leave: the test proves nothing"
 
 
-@pytest.mark.slow
-async def test_two_thousand_requests_over_nine_models_are_all_served_by_our_decisions_alone(sim, gateway, tmp_path):
-    workers = [await sim(models=DEFAULT_MODELS, parallel=PARALLEL, time_scale=0.02, seed=seed) for seed in (0, 1)]
-    running = await gateway(*(worker.port for worker in workers), record={"path": str(tmp_path / "log")})
-    rng = random.Random(20)
+async def serve_all(running, *, requests: int, seed: int) -> None:
+    """A mixed load from 64 clients; every answer must be whole."""
+    rng = random.Random(seed)
     names = [model.name for model in DEFAULT_MODELS]
     assert len(names) == 9
-    todo = iter([body_of(rng.choice(names), rng) for _ in range(REQUESTS)])
+    todo = iter([body_of(rng.choice(names), rng) for _ in range(requests)])
     statuses: Counter[int] = Counter()
     broken: list[str] = []
 
@@ -83,12 +83,22 @@ async def test_two_thousand_requests_over_nine_models_are_all_served_by_our_deci
     async with at_most(60), asyncio.TaskGroup() as group:
         for _ in range(CLIENTS):
             group.create_task(client())
-
-    assert statuses == {200: REQUESTS}
+    assert statuses == {200: requests}
     assert broken == []
     await running.settled()
 
-    await the_workers_confirm(running, workers)
+
+@pytest.mark.slow
+async def test_two_thousand_requests_over_nine_models_are_all_served_by_our_decisions_alone(sim, gateway, tmp_path):
+    workers = [await sim(models=DEFAULT_MODELS, parallel=PARALLEL, time_scale=0.02, seed=seed) for seed in (0, 1)]
+    running = await gateway(
+        *(worker.port for worker in workers), record={"path": str(tmp_path / "log"), "file": "1MiB", "keep": 100}
+    )
+    await serve_all(running, requests=REQUESTS, seed=20)
+
+    told = [await worker.counters() for worker in workers]
+    confirmed_by(running, workers, told, requests=REQUESTS)
+    assert [max(counters["in_flight_max"].values()) for counters in told] == [PARALLEL, PARALLEL]
 
     # Nothing lost, nothing answered twice.
     arrived = [event.request for event in running.events(RequestArrived)]
@@ -110,7 +120,29 @@ async def test_two_thousand_requests_over_nine_models_are_all_served_by_our_deci
     assert Counter(line["request"] for line in running.lines("request")) == Counter(arrived)
     report = replayed(tmp_path / "log")
     assert report.difference is None
+    assert report.files >= 2, "the log was to begin a file in the middle"
     assert report.steps == len(running.steps)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("vram", "parallel"), [("24GB", 4), ("24GB", 1), (None, 1)], ids=["4 slots", "1", "unknown"])
+async def test_stock_servers_that_tell_nothing_are_kept_just_as_idle(sim, gateway, monkeypatch, vram, parallel):
+    """Without our extension a worker is a stock Ollama; of an unknown size it is filled carefully, never over."""
+    monkeypatch.setattr(ollama, "MEMORY_BACK_S", 0.05)  # the simulated machine is fifty times faster
+    monkeypatch.setattr(service, "local_capacity_bytes", lambda: 12 * 10**9)  # what a guess may come to
+    workers = [
+        await sim(models=DEFAULT_MODELS, parallel=parallel, time_scale=0.02, seed=seed, extension=False)
+        for seed in (0, 1)
+    ]
+    entries = [
+        {"url": f"http://127.0.0.1:{worker.port}", "name": f"w{number}", "parallel": parallel}
+        | ({"vram": vram} if vram else {})
+        for number, worker in enumerate(workers)
+    ]
+    running = await gateway(*entries)
+    await serve_all(running, requests=500, seed=3)
+    told = [msgspec.to_builtins(worker.twin.counters) for worker in workers]
+    confirmed_by(running, workers, told, requests=500)
 
 
 async def test_a_resident_model_answers_while_another_one_loads_on_the_same_worker(sim, gateway):

@@ -15,6 +15,7 @@ if __name__ == "__main__":
     sys.path.insert(0, str(Path(__file__).parent))
 
 import msgspec
+from core_healing import heal
 from core_world import NAMES, World
 
 ACTIONS = (
@@ -87,7 +88,7 @@ def actions(world: World, rng: random.Random) -> dict[str, Callable[[], object]]
     }
 
 
-def run(seed: int, events: int, *, check_every: int = 16, heal: bool = True) -> World:
+def run(seed: int, events: int, *, check_every: int = 16, healing: bool = True) -> World:
     """One world from one seed: a random subset of the rarer actions, then healing."""
     rng = random.Random(seed)
     world = World(check_every=check_every)
@@ -103,8 +104,8 @@ def run(seed: int, events: int, *, check_every: int = 16, heal: bool = True) -> 
         if number == copy_at:
             world.copy_engine()
         act[name]()
-    if heal:
-        world.heal()
+    if healing:
+        heal(world)
     return world
 
 

@@ -9,7 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from core_oracle import MIB, SECOND, Broken, Oracle, must
+from core_books import MIB, SECOND, Broken, must
+from core_oracle import Oracle
 
 from bellmare.core import decisions as d
 from bellmare.core import events as e
@@ -91,7 +92,6 @@ class World:
         self.check_every = check_every
         self.dead_requests: list[tuple[str, str]] = []
         """Requests whose worker died under them; the failure is not reported yet."""
-        self.calm = False
 
     # ------------------------------------------------------------------ one step
 
@@ -146,7 +146,7 @@ class World:
         names = list(self.workers)
         return names[pick % len(names)] if names else None
 
-    def _request(self, pick: int, phases: tuple[str, ...], *, healthy: bool = True) -> str | None:
+    def pick_request(self, pick: int, phases: tuple[str, ...], *, healthy: bool = True) -> str | None:
         dead = {request for request, _ in self.dead_requests} if healthy else {}
         live = [k for k, r in self.oracle.requests.items() if r.phase in phases and k not in dead]
         return live[pick % len(live)] if live else None
@@ -341,19 +341,19 @@ class World:
         )
 
     def cancel(self, pick: int) -> None:
-        request = self._request(pick, ("waiting", "running"), healthy=False)
+        request = self.pick_request(pick, ("waiting", "running"), healthy=False)
         if request is not None:
             self.dead_requests = [dead for dead in self.dead_requests if dead[0] != request]
             self.feed(e.RequestCancelled(request=request))
 
     def first_token(self, pick: int) -> None:
-        request = self._request(pick, ("running",))
+        request = self.pick_request(pick, ("running",))
         if request is not None and not self.oracle.requests[request].first_token:
             self.feed(e.FirstTokenReceived(request=request))
 
     def finish(self, pick: int, fault: int = -1) -> None:
         """It ends; failed after its first byte if there is a fault."""
-        request = self._request(pick, ("running",))
+        request = self.pick_request(pick, ("running",))
         if request is None:
             return
         if not self.oracle.requests[request].first_token:
@@ -364,7 +364,7 @@ class World:
 
     def fail_dispatch(self, pick: int, fault: int) -> None:
         """Nothing came of it and nothing was sent: it may run elsewhere."""
-        request = self._request(pick, ("running",))
+        request = self.pick_request(pick, ("running",))
         if request is None or self.oracle.requests[request].first_token:
             return
         worker = str(self.oracle.requests[request].worker)
@@ -472,77 +472,3 @@ class World:
         for now, event, decisions in self.log:
             must(fresh.step(now, event) == decisions, "a replay decides the same", now, event)
         must(fresh.snapshot() == self.engine.snapshot(), "and ends in the same state")
-
-    # ------------------------------------------------------------------ healing
-
-    def heal(self) -> None:
-        """Faults stop. All that waits ends within bounds, models are served again, and the books meet the truth."""
-        for worker in self.workers.values():
-            worker.alive = True
-            worker.foreign = 0
-            for runner in worker.runners.values():
-                runner.bytes = min(runner.bytes, 2 * GIB)
-            reached = {entry.model for entry in worker.names.values()}
-            worker.runners = {blob: runner for blob, runner in worker.runners.items() if blob in reached}
-        self.sights = []
-        self._run_calmly(300, until_quiet=True)
-        open_now = [key for key, request in self.oracle.requests.items() if request.phase != "ended"]
-        must(not open_now, "all requests end", open_now)
-        must(not self.operations and not self.oracle.operations, "all operations end", self.operations)
-        self._serves_again()
-        self._meets_truth()
-
-    def _run_calmly(self, seconds: int, *, until_quiet: bool = False) -> None:
-        for second in range(seconds):
-            while self.dead_requests:
-                self.report_dead(0)
-            while self.operations:
-                self.end_operation(0)
-            for _ in range(len(self.oracle.requests)):
-                if self._request(0, ("running",)) is None:
-                    break
-                self.finish(0)
-            self.pass_time(SECOND)
-            if second % 2 == 0:
-                for name in list(self.workers):
-                    self.observe_now(name)
-            quiet = not self.operations and not self.oracle.operations
-            open_now = any(request.phase != "ended" for request in self.oracle.requests.values())
-            if until_quiet and quiet and not open_now:
-                return
-
-    def _serves_again(self) -> None:
-        """A request for each name that a worker could hold by itself is served."""
-        self._run_calmly(70)  # back-off and patience after the faults
-        for number, name in enumerate(NAMES):
-            if not self._could_serve(name):
-                continue
-            self.arrive(number, 400, 0, 10)
-            request = f"r{self.next_request - 1}"
-            self._run_calmly(330, until_quiet=True)
-            book = self.oracle.requests[request]
-            must(book.attempts == 1 and book.phase == "ended", "who can be served is served", name, book)
-
-    def _could_serve(self, name: str) -> bool:
-        blob = self.oracle.resolve(name)
-        pinned = {self.oracle.resolve(n) for n, said in self.config.models.items() if said.pinned}
-        for worker in self.workers.values():
-            entry = worker.names.get(name)
-            if entry is None or entry.model != blob or not worker.spec.capacity_known:
-                continue
-            if any(held in pinned for held in worker.runners if held != blob):
-                continue
-            if blob in worker.runners:
-                return True
-            capacity = worker.spec.capacity_bytes - worker.spec.headroom_bytes
-            need = max(entry.weights_bytes * 2 + GIB, self.oracle.measured.get(entry.model, 0))
-            if need + worker.spec.overhead_bytes <= capacity:
-                return True
-        return False
-
-    def _meets_truth(self) -> None:
-        self._run_calmly(5, until_quiet=False)
-        for name, worker in self.workers.items():
-            believed = set(self.engine.fleet.state.workers[name].runners)
-            must(believed == set(worker.runners), "belief meets truth", name, believed, set(worker.runners))
-            must(self.engine.fleet.state.workers[name].healthy, "all are back in routing", name)

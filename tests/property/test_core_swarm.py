@@ -12,7 +12,7 @@ from pathlib import Path
 import core_swarm
 import msgspec
 import pytest
-from core_oracle import Broken
+from core_books import Broken
 
 from bellmare.core import decisions as d
 from bellmare.core import operations, queueing, reconcile
@@ -71,7 +71,7 @@ def test_a_recorded_life_replays_to_the_same_decisions() -> None:
 def _breaks(seeds: int) -> str:
     for seed in range(seeds):
         try:
-            core_swarm.run(seed, EVENTS, check_every=1_000_000, heal=False)
+            core_swarm.run(seed, EVENTS, check_every=1_000_000, healing=False)
         except Broken as broken:  # the core's own assertions do not count here
             return str(broken)
         except AssertionError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 
+from core_healing import heal
 from core_world import FAULTS, NAMES, World
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
@@ -143,7 +144,7 @@ class EngineMachine(RuleBasedStateMachine):
 
     def teardown(self) -> None:
         if hasattr(self, "world"):
-            self.world.heal()
+            heal(self.world)
             self.world.replay()
 
 

@@ -60,7 +60,9 @@ class Chronicle:
         self._under_way: dict[OperationId, tuple[Told, InstantUs]] = {}
         """One at most for each worker."""
 
-    def step(self, now_us: InstantUs, event: Event, decisions: list[Decision]) -> None:
+    def step(  # tidy: the driver calls its watchers so
+        self, now_us: InstantUs, event: Event, decisions: list[Decision]
+    ) -> None:
         if isinstance(event, OperationEnded):
             self._ended(event, now_us)
         for decision in decisions:

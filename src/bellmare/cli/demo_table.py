@@ -5,6 +5,7 @@ full GPU is success. Everything that colour says is written too.
 """
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import msgspec
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -114,9 +115,9 @@ class DemoTable:
 
 def draw(frame: Frame, glyphs: Glyphs, *, width: int, height: int) -> Iterator[Text]:
     """The lines from top to bottom; what is told and who waits share what room the rest leaves."""
-    head = list(_head(frame, glyphs, width))
-    fleet = list(_fleet(frame, glyphs, width))
-    totals = list(_totals(frame, glyphs, width))
+    head = list(_head(frame, width=width))
+    fleet = list(_fleet(frame, glyphs, width=width))
+    totals = list(_totals(frame, glyphs, width=width))
     left = max(4, height - len(head) - len(fleet) - len(totals) - 2)
     waiting_max = min(WAITING_LINES_MAX, max(1, (left + 1) // 3))
     told_max = min(TOLD_LINES_MAX, left - waiting_max)
@@ -142,7 +143,7 @@ def _rule(title: str, glyphs: Glyphs, *, width: int, note: str = "") -> Text:
     return line
 
 
-def _head(frame: Frame, glyphs: Glyphs, width: int) -> Iterator[Text]:
+def _head(frame: Frame, *, width: int) -> Iterator[Text]:
     title = Text("bellmare demo", style="bold")
     title.append(f"  {clock(frame.elapsed_s)}  ")
     title.append("simulated GPUs", style="bold")
@@ -166,14 +167,14 @@ def curl(gateway: str, model: str) -> str:
 # ---------------------------------------------------------------------- the GPUs
 
 
-def _fleet(frame: Frame, glyphs: Glyphs, width: int) -> Iterator[Text]:
+def _fleet(frame: Frame, glyphs: Glyphs, *, width: int) -> Iterator[Text]:
     legend = "2/4 slots busy"
     for mark, word in ((glyphs.loading, "loading"), (glyphs.leaving, "leaving"), (glyphs.free, "free")):
         legend += f"  {mark * 2} {word}"
     yield _rule("GPU memory", glyphs, width=width, note=f"{legend}  {glyphs.headroom * 2} headroom")
     for worker in frame.workers:
         runners = [runner for runner in frame.runners if runner.worker == worker.worker]
-        bar, unnamed = _bar(worker, runners, glyphs, width=width)
+        bar, unnamed = _bar(worker, _parts(worker, runners, glyphs=glyphs), glyphs=glyphs, width=width)
         line = Text(worker.worker, style="bold")
         used_bytes = worker.resident_bytes + worker.reserved_bytes + worker.foreign_bytes
         line.append(f"  {used_bytes / GB:.1f} of {worker.capacity_bytes / GB:.0f} GB  ", style=QUIET)
@@ -188,38 +189,53 @@ def _fleet(frame: Frame, glyphs: Glyphs, width: int) -> Iterator[Text]:
         yield bar
 
 
-def _bar(worker: WorkerRow, runners: list[RunnerRow], glyphs: Glyphs, *, width: int) -> tuple[Text, list[str]]:
-    """The memory to scale, and the models whose part is too narrow for their name."""
-    parts: list[tuple[int, str, str, str]] = []
-    for runner in runners:
-        fill = {"loading": glyphs.loading, "draining": glyphs.leaving, "unloading": glyphs.leaving}
-        parts.append((runner.bytes, _label(runner), fill.get(runner.residency, glyphs.ready), _style(runner)))
+class _Part(NamedTuple):
+    """A stretch of memory: how much, of whom, and how it is drawn."""
+
+    size: int
+    label: str
+    fill: str
+    style: str
+
+
+def _parts(worker: WorkerRow, runners: list[RunnerRow], *, glyphs: Glyphs) -> list[_Part]:
+    """All of a worker's memory, the headroom at the right end."""
+    fills = {"loading": glyphs.loading, "draining": glyphs.leaving, "unloading": glyphs.leaving}
+    parts = [
+        _Part(runner.bytes, _label(runner), fills.get(runner.residency, glyphs.ready), _style(runner))
+        for runner in runners
+    ]
     if worker.foreign_bytes:
-        parts.append((worker.foreign_bytes, "others", glyphs.headroom, QUIET))
-    parts.append((worker.free_bytes, "", glyphs.free, QUIET))
-    used = sum(part[0] for part in parts)
-    parts.append((max(0, worker.capacity_bytes - used), "", glyphs.headroom, QUIET))
+        parts.append(_Part(worker.foreign_bytes, "others", glyphs.headroom, QUIET))
+    parts.append(_Part(worker.free_bytes, "", glyphs.free, QUIET))
+    used_bytes = sum(part.size for part in parts)
+    parts.append(_Part(max(0, worker.capacity_bytes - used_bytes), "", glyphs.headroom, QUIET))
+    return parts
+
+
+def _bar(worker: WorkerRow, parts: list[_Part], *, glyphs: Glyphs, width: int) -> tuple[Text, list[str]]:
+    """The memory to scale, and the models whose part is too narrow for their name."""
     bar, unnamed = Text(), []
     passed, column = 0, 0
-    for size, label, fill, style in parts:
-        passed += size
+    for part in parts:
+        passed += part.size
         end = min(width, round(passed * width / max(1, worker.capacity_bytes)))
-        text, named = _part(label, fill, glyphs, width=end - column)
-        bar.append(text, style=style)
-        if label and not named:
-            unnamed.append(label.rpartition(" ")[0] or label)
+        text, named = _fill(part, glyphs, width=end - column)
+        bar.append(text, style=part.style)
+        if part.label and not named:
+            unnamed.append(part.label.rpartition(" ")[0] or part.label)
         column = end
     return bar, unnamed
 
 
-def _part(label: str, fill: str, glyphs: Glyphs, *, width: int) -> tuple[str, bool]:
+def _fill(part: _Part, glyphs: Glyphs, *, width: int) -> tuple[str, bool]:
     """One part of a bar, and whether its label was legible."""
-    if not label or width < 1:
-        return fill * width, False
+    if not part.label or width < 1:
+        return part.fill * width, False
     room = width - 2
-    if len(label) <= room:
-        return f"{glyphs.edge}{label} {fill * (room - len(label))}", True
-    return (glyphs.edge + fill * (width - 1)), False
+    if len(part.label) <= room:
+        return f"{glyphs.edge}{part.label} {part.fill * (room - len(part.label))}", True
+    return glyphs.edge + part.fill * (width - 1), False
 
 
 def _label(runner: RunnerRow) -> str:
@@ -269,7 +285,7 @@ def _told(frame: Frame, glyphs: Glyphs, *, width: int, lines_max: int) -> Iterat
         yield Text()
 
 
-def _totals(frame: Frame, glyphs: Glyphs, width: int) -> Iterator[Text]:
+def _totals(frame: Frame, glyphs: Glyphs, *, width: int) -> Iterator[Text]:
     traffic = frame.traffic
     yield _rule("So far", glyphs, width=width)
     line = Text(f"{traffic.completed:,} answered", style="bold")

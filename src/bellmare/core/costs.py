@@ -88,6 +88,13 @@ def learn_least(fleet: Fleet, model: Model) -> None:
     model.least_bytes = Bytes(min([estimate, *model.measured_bytes.values()]))
 
 
+def lower_least(fleet: Fleet, model: Model) -> None:
+    """As ``learn_least``, but never upwards: a floor that is too low costs time only."""
+    floor = model.least_bytes
+    learn_least(fleet, model)
+    model.least_bytes = min(floor, model.least_bytes)
+
+
 def load_estimate_us(worker: Worker, model: Model) -> SpanUs:
     """Time from the load call to a ready runner."""
     if model.load_us:

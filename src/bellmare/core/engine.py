@@ -11,7 +11,7 @@ import msgspec
 from bellmare.core import admission, health, operations, operator, queueing, reconcile, scheduler
 from bellmare.core.check import check
 from bellmare.core.config import CoreConfig
-from bellmare.core.costs import average
+from bellmare.core.costs import average, lower_least
 from bellmare.core.decisions import Decision, Refusal
 from bellmare.core.events import (
     DispatchFailed,
@@ -120,7 +120,10 @@ class Engine:
     @classmethod
     def restore(cls, config: CoreConfig, snapshot: bytes) -> "Engine":
         """An engine that decides from here on as the one that wrote ``snapshot``."""
-        return cls(config, msgspec.json.decode(snapshot, type=State))
+        engine = cls(config, msgspec.json.decode(snapshot, type=State))
+        for model in engine.fleet.state.models.values():
+            lower_least(engine.fleet, model)  # the configuration may have changed meanwhile
+        return engine
 
     # ------------------------------------------------------------------ workers
 

@@ -82,6 +82,9 @@ def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, model: Model, 
     """The cheapest way to hold ``model`` on ``worker``, or None. ``drain`` allows victims that are busy."""
     if model.model in worker.runners or barred(fleet, worker, model):
         return None
+    least = model.least_bytes  # a quick look first: most workers of a full fleet can make no room at all
+    if least > worker.free_bytes and least > room_at_most(fleet, worker, drain=drain):
+        return None
     num_ctx = canonical_num_ctx(fleet, model)
     claim = Claim(need_bytes(worker, model, num_ctx), predicted_bytes(worker, model, num_ctx))
     if not could_ever_fit(worker, model, claim.need_bytes):

@@ -89,7 +89,7 @@ class Upstream:
         """Open connections, idle ones included."""
         return len(self._connections)
 
-    def send(  # one parameter more than the house rule: both timeouts must come from the caller
+    def send(  # tidy: both timeouts must come from the caller, beside what makes a request
         self,
         method: str,
         path: str,

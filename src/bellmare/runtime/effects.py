@@ -34,7 +34,16 @@ class Effects:
 
     async def _run(self, decision: Load | Unload) -> None:
         began_us = self._driver.clock.now_us()
-        event = await self._attempt(decision)
+        try:
+            event = await self._attempt(decision)
+        except Exception as error:
+            # Our bug, told by ``Tasks``. Without an end the worker's loader would stay taken until the timeout.
+            detail = f"{type(error).__name__}: {error}"
+            self._end(decision, _failed(decision.operation, FaultKind.failed, detail), began_us=began_us)
+            raise
+        self._end(decision, event, began_us=began_us)
+
+    def _end(self, decision: Load | Unload, event: OperationEnded, *, began_us: int) -> None:
         self._report(decision, event, self._driver.clock.now_us() - began_us)
         self._driver.feed(event)
 

@@ -45,6 +45,8 @@ ONE_SLOT_FAMILIES = (
 )  # fmt: skip
 """Ollama forces one slot for these (ollama.md 3.2)."""
 DIGESTS_MAX = 10_000
+_UNREADABLE = (BadAnswer, msgspec.DecodeError, UnicodeDecodeError, RecursionError)
+"""What decoding a worker's nonsense raises."""
 
 FAULTS: dict[UpstreamFailureKind, FaultKind] = {
     UpstreamFailureKind.refused: FaultKind.refused,
@@ -142,7 +144,7 @@ class OllamaWorker:
         try:
             answer = await self._fetch("GET", "/api/bellmare", timeout_s=timeout_s)
             return msgspec.json.decode(answer.body, type=_OwnWord) if answer.status == 200 else None
-        except msgspec.DecodeError:
+        except _UNREADABLE:
             return None
 
     async def observe(self, *, timeout_s: float) -> Observation:
@@ -151,7 +153,7 @@ class OllamaWorker:
                 return await self._observe(timeout_s=timeout_s)
         except TimeoutError:
             raise WorkerFault(FaultKind.timeout, f"no answer within {timeout_s} s") from None
-        except (BadAnswer, msgspec.DecodeError) as error:
+        except _UNREADABLE as error:
             raise WorkerFault(FaultKind.bad_answer, str(error)) from error
 
     async def _observe(self, *, timeout_s: float) -> Observation:
@@ -204,7 +206,10 @@ class OllamaWorker:
 
     async def _running(self, *, timeout_s: float) -> list[ollama.PsModel]:
         answer = await self._ok("GET", "/api/ps", timeout_s=timeout_s)
-        running = ollama.decode_ps(answer.body).models
+        try:
+            running = ollama.decode_ps(answer.body).models
+        except BadAnswer as error:
+            raise WorkerFault(FaultKind.bad_answer, str(error)) from error
         self.running = tuple(running)
         return running
 

@@ -4,6 +4,8 @@ import pytest
 from core_script import Script, loaded, names, plain, stored
 
 from bellmare.core import decisions as d
+from bellmare.core.config import CoreConfig, ModelConfig
+from bellmare.core.engine import Engine
 
 
 def test_an_operator_loads_on_the_best_worker_or_on_the_one_named() -> None:
@@ -111,6 +113,21 @@ def test_a_restored_engine_goes_on_as_the_first_would() -> None:
     assert plain(script.all) == plain(other.all)
     assert script.all
     assert script.engine.snapshot() == other.engine.snapshot()
+
+
+def test_a_snapshot_is_read_under_another_configuration() -> None:
+    """A shorter context makes room for a model that was too large before the restart."""
+    script = Script()
+    big = stored("a", 4, kv_bytes_per_token=1 << 20)
+    script.worker("w", big, stored("b", 1), gib=10, parallel=1)
+    script.resident("b", "w")
+    script.passes(60)
+    other = Script(CoreConfig(models={"a": ModelConfig(num_ctx=1024)}))
+    other.engine = Engine.restore(other.config, script.engine.snapshot())
+    other.now = script.now
+    for one, loads in ((script, False), (other, True)):
+        one.asks("r", "a")
+        assert one.none(d.Load) is not loads
 
 
 def test_time_does_not_go_back() -> None:

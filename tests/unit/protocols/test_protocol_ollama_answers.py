@@ -121,7 +121,7 @@ def test_show_has_what_the_memory_formula_needs():
 @pytest.mark.parametrize(
     ("modelfile", "blob"),
     [
-        (f"FROM /root/.ollama/models/blobs/sha256-{HEX}\n", f"sha256:{HEX}"),
+        (f"FROM /usr/share/ollama/.ollama/models/blobs/sha256-{HEX}\n", f"sha256:{HEX}"),
         (f"# FROM llama3.1:8b\n\nFROM /b/sha256-{HEX}\nFROM /b/sha256-{'f' * 64}\n", f"sha256:{HEX}"),
         (f'FROM "C:\\Users\\x y\\blobs\\sha256-{HEX.upper()}"\r\n', f"sha256:{HEX}"),
         (f"from sha256:{HEX}", f"sha256:{HEX}"),

@@ -210,7 +210,8 @@ def test_listening_to_the_world_needs_a_word(tmp_path: Path) -> None:
 
 
 def test_workers_are_of_three_kinds_with_names_of_their_own(tmp_path: Path) -> None:
-    text = "workers:\n  - a\n  - url: http://[::1]:5\n  - sim: {}\n  - sim: {speed: 10}\n  - embedded: {memory: 1GiB, models: ~/models}\n"
+    text = "workers:\n  - a\n  - url: http://[::1]:5\n  - sim: {}\n  - sim: {speed: 10}\n"
+    text += "  - embedded: {memory: 1GiB, models: ~/models}\n"
     workers = load(tmp_path, text, environment={"HOME": "/users/ada/"}).workers
     assert [worker.name for worker in workers] == ["a:11434", "[::1]:5", "sim", "sim-2", "embedded"]
     ollama, sim, embedded = WorkerKind.ollama, WorkerKind.sim, WorkerKind.embedded

@@ -19,10 +19,10 @@ def reasons(text: str, path: str = "src/bellmare/x.py") -> list[str]:
 @pytest.mark.parametrize(
     ("text", "reason"),
     [
-        ("def f(a, b, c): pass", "f has 3 positional parameters"),
+        ("def f(a, b, c, d): pass", "f has 4 positional parameters"),
         ("def f(a, b, *, c, d, e, g): pass", "f has 6 parameters"),
-        ("class A:\n    def f(self, a, b, c): pass", "f has 3 positional parameters"),
-        ("class A:\n    @staticmethod\n    def f(a, b, c): pass", "f has 3 positional parameters"),
+        ("class A:\n    def f(self, a, b, c, d): pass", "f has 4 positional parameters"),
+        ("class A:\n    @staticmethod\n    def f(a, b, c, d): pass", "f has 4 positional parameters"),
         ("def f():\n" + "    pass\n" * 60, "f has 61 lines"),
         ("x = 1\n" * 501, "501 lines"),
         ("p = '/" + "work/main'", "a path of one machine"),
