@@ -160,7 +160,11 @@ class Load24:
 
     async def _client(self) -> None:
         while self.on:
-            await self._one()
+            try:
+                await self._one()
+            except Exception as error:
+                self.bad.append(repr(error))
+                raise
 
     async def _one(self) -> None:
         model, stream = self._rng.choice(MODELS), self._rng.random() < 0.5
@@ -179,7 +183,8 @@ class Load24:
 
     async def goes_on(self, requests: int) -> None:
         goal = self.done + requests
-        await until(lambda: self.done >= goal or self.bad, f"{requests} more answers")
+        await until(lambda: self.done >= goal or self.bad, f"{requests} more answers (now {self.done} of {goal})")
+        assert self.bad == []
 
 
 @pytest.mark.slow

@@ -18,7 +18,7 @@ from bellmare.core import decisions as d
 from bellmare.core import operations, queueing, reconcile
 from bellmare.core.events import FaultKind, OperationEnded, OperationOutcome
 from bellmare.core.fleet import Fleet
-from bellmare.core.state import Runner
+from bellmare.core.state import Request, Runner, Worker
 
 SEEDS = int(os.environ.get("BELLMARE_SEEDS", "240"))
 EVENTS = 600
@@ -80,28 +80,27 @@ def _breaks(seeds: int) -> str:
 
 
 def _no_slot_is_ever_taken(patch: pytest.MonkeyPatch) -> None:
-    def dispatch_anywhere(fleet: Fleet, *rest: object) -> None:
-        original(fleet, *rest)  # type: ignore[arg-type]
-        request, worker, runner = rest
-        del runner.in_flight[request.request]  # type: ignore[attr-defined]
-        fleet.refresh_open(worker, runner)  # type: ignore[arg-type]
+    def dispatch_anywhere(fleet: Fleet, request: Request, worker: Worker, *, runner: Runner) -> None:
+        original(fleet, request, worker, runner=runner)
+        del runner.in_flight[request.request]
+        fleet.refresh_open(worker, runner)
 
     original = queueing.dispatch
     patch.setattr(queueing, "dispatch", dispatch_anywhere)
 
 
 def _memory_is_free_before_it_is_confirmed(patch: pytest.MonkeyPatch) -> None:
-    def believe(fleet: Fleet, worker: object, runner: Runner | None, event: OperationEnded) -> None:
+    def believe(fleet: Fleet, worker: Worker, runner: Runner | None, *, event: OperationEnded) -> None:
         if event.fault not in (FaultKind.refused, FaultKind.reset):
             event = msgspec.structs.replace(event, outcome=OperationOutcome.done)
-        original(fleet, worker, runner, event)  # type: ignore[arg-type]
+        original(fleet, worker, runner, event=event)
 
     original = operations._unload_ended
     patch.setattr(operations, "_unload_ended", believe)
 
 
 def _a_stale_observation_is_believed(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(reconcile, "_newer", lambda *_: False)
+    patch.setattr(reconcile, "_newer", lambda *_, **__: False)
 
 
 def _a_busy_runner_may_go(patch: pytest.MonkeyPatch) -> None:
@@ -110,7 +109,7 @@ def _a_busy_runner_may_go(patch: pytest.MonkeyPatch) -> None:
 
 def _nobody_is_served_after_the_first(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(queueing, "_serve_other", lambda *_: False)
-    patch.setattr(queueing, "_serve_one", lambda *_: False)
+    patch.setattr(queueing, "_serve_one", lambda *_, **__: False)
 
 
 @pytest.mark.parametrize(

@@ -61,7 +61,7 @@ def _run_at_once(fleet: Fleet, model: Model, request: Request) -> bool:
         worker = fleet.at(index)
         if fleet.holds(worker, request):
             fleet.state.requests[request.request] = request
-            dispatch(fleet, request, worker, worker.runners[model.model])
+            dispatch(fleet, request, worker, runner=worker.runners[model.model])
             return True
     return False
 

@@ -63,7 +63,7 @@ def predicted_bytes(worker: Worker, model: Model, num_ctx: int) -> int:
     return stored.weights_bytes + per_token * num_ctx * slots_of(worker, model)
 
 
-def learn_bytes(worker: Worker, model: Model, runner: Runner, measured: Bytes) -> Bytes:
+def learn_bytes(worker: Worker, model: Model, runner: Runner, *, measured: Bytes) -> Bytes:
     """Remember a measurement (zero: the worker cannot say) and return what the ledger shall book."""
     if measured <= 0:
         return runner.bytes
@@ -74,12 +74,12 @@ def learn_bytes(worker: Worker, model: Model, runner: Runner, measured: Bytes) -
     return Bytes(measured + worker.unshown_bytes)
 
 
-def book_bytes(worker: Worker, model: Model, runner: Runner, measured: Bytes) -> Bytes:
+def book_bytes(worker: Worker, model: Model, runner: Runner, *, measured: Bytes) -> Bytes:
     """What the ledger shall book for a runner seen again. Growth is drift: it says nothing about the next load."""
     known = shape_key(worker, runner.num_ctx, runner.slots) in model.measured_bytes
     if known and measured > 0:
         return Bytes(measured + worker.unshown_bytes)
-    return learn_bytes(worker, model, runner, measured)
+    return learn_bytes(worker, model, runner, measured=measured)
 
 
 def learn_least(fleet: Fleet, model: Model) -> None:

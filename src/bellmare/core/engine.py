@@ -232,7 +232,7 @@ class Engine:
         elif fault in (FaultKind.crashed, FaultKind.timeout) and runner is not None:
             operations.runner_broke(self.fleet, worker, runner)
         elif fault is FaultKind.busy and runner is not None:
-            queueing.leave_zombie(self.fleet, worker, runner, BUSY_US)
+            queueing.leave_zombie(self.fleet, worker, runner, span_us=BUSY_US)
             self.fleet.refresh_open(worker, runner)
 
     def _model_released(self, event: ModelReleased) -> None:

@@ -238,7 +238,7 @@ class Fleet:
         counters = self.state.counters
         counters[what] = counters.get(what, 0) + 1
 
-    def set_timer(self, at_us: int, timer: Timer, key: str, key2: str = "") -> None:
+    def set_timer(self, at_us: int, timer: Timer, key: str, *, key2: str = "") -> None:
         heappush(self.state.timers, (InstantUs(at_us), timer, key, key2))
 
     def pop_due(self) -> tuple[InstantUs, int, str, str] | None:

@@ -29,15 +29,15 @@ def ended(fleet: Fleet, event: OperationEnded) -> None:
     model = fleet.state.models[operation.model]
     runner = worker.runners.get(operation.model)
     if operation.kind is OperationKind.unload:
-        _unload_ended(fleet, worker, runner, event)
+        _unload_ended(fleet, worker, runner, event=event)
     elif runner is None:
         _ask_again(fleet, worker)
     elif event.outcome is OperationOutcome.done and _as_asked(operation, event):
-        _load_done(fleet, worker, runner, (operation, event))
+        _load_done(fleet, worker, runner, end=(operation, event))
     elif operation.load_cause is LoadCause.adopt:
         _ask_again(fleet, worker)
     else:
-        _load_broke(fleet, worker, runner, (model, event))
+        _load_broke(fleet, worker, runner, end=(model, event))
 
 
 def _as_asked(operation: Operation, event: OperationEnded) -> bool:
@@ -67,14 +67,14 @@ def _ask_again(fleet: Fleet, worker: Worker) -> None:
     fleet.decide(Observe(worker=worker.worker))
 
 
-def _load_done(fleet: Fleet, worker: Worker, runner: Runner, end: tuple[Operation, OperationEnded]) -> None:
+def _load_done(fleet: Fleet, worker: Worker, runner: Runner, *, end: tuple[Operation, OperationEnded]) -> None:
     operation, event = end
     model = fleet.state.models[runner.model]
     took_us = fleet.now_us - operation.started_us
     if event.loaded is not None:
         if event.loaded.num_ctx:
             runner.num_ctx = event.loaded.num_ctx
-        fleet.set_bytes(worker, runner, learn_bytes(worker, model, runner, event.loaded.bytes))
+        fleet.set_bytes(worker, runner, learn_bytes(worker, model, runner, measured=event.loaded.bytes))
         runner.pinned = event.loaded.pinned
     if operation.load_cause is LoadCause.adopt:
         runner.pinned = True
@@ -92,7 +92,7 @@ def _load_done(fleet: Fleet, worker: Worker, runner: Runner, end: tuple[Operatio
     fleet.set_timer(fleet.evictable_us(runner), Timer.look_again, worker.worker)
 
 
-def _load_broke(fleet: Fleet, worker: Worker, runner: Runner, end: tuple[Model, OperationEnded]) -> None:
+def _load_broke(fleet: Fleet, worker: Worker, runner: Runner, *, end: tuple[Model, OperationEnded]) -> None:
     """What really happened is unknown: the runner stays in the ledger until an observation says."""
     model, event = end
     if runner.residency is Residency.loading:
@@ -126,7 +126,7 @@ def _another_place(fleet: Fleet, model: Model) -> bool:
     return False
 
 
-def _unload_ended(fleet: Fleet, worker: Worker, runner: Runner | None, event: OperationEnded) -> None:
+def _unload_ended(fleet: Fleet, worker: Worker, runner: Runner | None, *, event: OperationEnded) -> None:
     if runner is None or runner.residency is not Residency.unloading:
         return
     if event.outcome is OperationOutcome.done:
@@ -144,5 +144,5 @@ def _unload_ended(fleet: Fleet, worker: Worker, runner: Runner | None, event: Op
 def runner_broke(fleet: Fleet, worker: Worker, runner: Runner) -> None:
     """A runner died or hangs: nothing more is sent to it, and it is unloaded, since Ollama may go on listing it."""
     if runner.residency in (Residency.resident, Residency.draining):
-        ask_to_leave(fleet, worker, runner, UnloadCause.crashed)
+        ask_to_leave(fleet, worker, runner, cause=UnloadCause.crashed)
     fleet.decide(Observe(worker=worker.worker))

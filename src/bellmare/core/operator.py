@@ -17,10 +17,10 @@ def load_requested(fleet: Fleet, policy: EvictionPolicy, event: LoadRequested) -
     """Start a load now, or say why that cannot be."""
     model = fleet.resolve(event.name)
     if model is None:
-        _answer(fleet, event.ticket, False, f"model '{event.name}' not found on any worker")
+        _answer(fleet, event.ticket, False, text=f"model '{event.name}' not found on any worker")
         return
     if event.worker is not None and event.worker not in fleet.state.workers:
-        _answer(fleet, event.ticket, False, f"no worker named '{event.worker}'")
+        _answer(fleet, event.ticket, False, text=f"no worker named '{event.worker}'")
         return
     there = [
         worker.worker
@@ -29,11 +29,11 @@ def load_requested(fleet: Fleet, policy: EvictionPolicy, event: LoadRequested) -
     ]
     there += [worker for worker in model.placements if event.worker in (None, worker)]
     if there:
-        _answer(fleet, event.ticket, True, "already there or on its way", there)
+        _answer(fleet, event.ticket, True, text="already there or on its way", workers=there)
         return
-    plan = _plan(fleet, policy, model, event.worker)
+    plan = _plan(fleet, policy, model, worker_id=event.worker)
     if plan is None:
-        _answer(fleet, event.ticket, False, _why_not(fleet, model, event.worker))
+        _answer(fleet, event.ticket, False, text=_why_not(fleet, model, event.worker))
         return
     start(fleet, policy, model, plan=plan, cause=LoadCause.operator)
     leaving = ", ".join(fleet.state.models[victim.model].stored.name for victim in plan.victims)
@@ -41,19 +41,19 @@ def load_requested(fleet: Fleet, policy: EvictionPolicy, event: LoadRequested) -
         fleet,
         event.ticket,
         True,
-        f"loading; {leaving} must leave first" if leaving else "loading",
-        [plan.worker.worker],
+        text=f"loading; {leaving} must leave first" if leaving else "loading",
+        workers=[plan.worker.worker],
     )
 
 
-def _plan(fleet: Fleet, policy: EvictionPolicy, model: Model, worker_id: WorkerId | None) -> Plan | None:
+def _plan(fleet: Fleet, policy: EvictionPolicy, model: Model, *, worker_id: WorkerId | None) -> Plan | None:
     for drain in (False, True):
         if worker_id is None:
             plan = choose(fleet, policy, model, drain=drain)
         else:
             worker = fleet.state.workers[worker_id]
             usable = worker_id in model.holders and fleet.available(worker)
-            plan = plan_on(fleet, policy, worker, model, drain=drain) if usable else None
+            plan = plan_on(fleet, policy, worker, model=model, drain=drain) if usable else None
         if plan is not None:
             return plan
     return None
@@ -74,18 +74,18 @@ def unload_requested(fleet: Fleet, event: UnloadRequested) -> None:
     """Let a model leave: requests under way finish, then it goes."""
     model = fleet.resolve(event.name)
     if model is None:
-        _answer(fleet, event.ticket, False, f"model '{event.name}' not found on any worker")
+        _answer(fleet, event.ticket, False, text=f"model '{event.name}' not found on any worker")
         return
     leaving = []
     for worker, runner in fleet.copies(model):
         if event.worker not in (None, worker.worker):
             continue
         if runner.residency in (Residency.resident, Residency.draining):
-            ask_to_leave(fleet, worker, runner, UnloadCause.operator)
+            ask_to_leave(fleet, worker, runner, cause=UnloadCause.operator)
             leaving.append(worker.worker)
     text = "leaving once its requests are done" if leaving else "not resident there"
-    _answer(fleet, event.ticket, bool(leaving), text, leaving)
+    _answer(fleet, event.ticket, bool(leaving), text=text, workers=leaving)
 
 
-def _answer(fleet: Fleet, ticket: str, accepted: bool, text: str, workers: list[WorkerId] | None = None) -> None:
+def _answer(fleet: Fleet, ticket: str, accepted: bool, *, text: str, workers: list[WorkerId] | None = None) -> None:
     fleet.decide(Answer(ticket=ticket, accepted=accepted, text=text, workers=tuple(workers or ())))

@@ -78,7 +78,7 @@ def barred(fleet: Fleet, worker: Worker, model: Model) -> bool:
     return retry is not None and retry[1] > fleet.now_us
 
 
-def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, model: Model, *, drain: bool) -> Plan | None:
+def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, model: Model, drain: bool) -> Plan | None:
     """The cheapest way to hold ``model`` on ``worker``, or None. ``drain`` allows victims that are busy."""
     if model.model in worker.runners or barred(fleet, worker, model):
         return None
@@ -91,7 +91,7 @@ def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, model: Model, 
         return None
     victims: list[Runner] | None = []
     if not fits(worker, claim):
-        victims = _victims(fleet, policy, worker, claim, drain=drain)
+        victims = _victims(fleet, policy, worker, claim=claim, drain=drain)
         if victims is None:
             return None
     assert victims is not None
@@ -108,7 +108,7 @@ def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, model: Model, 
     )
 
 
-def _victims(fleet: Fleet, policy: EvictionPolicy, worker: Worker, claim: Claim, *, drain: bool) -> list[Runner] | None:
+def _victims(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, claim: Claim, drain: bool) -> list[Runner] | None:
     """The smallest prefix of the policy's order that makes room, less what turns out not to be needed."""
     idle, busy = victims_on(fleet, worker, drain=drain)
     leaving_bytes = sum(runner.bytes for runner in idle) + sum(runner.bytes for runner in busy)
@@ -130,13 +130,18 @@ def _victims(fleet: Fleet, policy: EvictionPolicy, worker: Worker, claim: Claim,
 
 
 def victims_on(fleet: Fleet, worker: Worker, *, drain: bool) -> tuple[list[Runner], list[Runner]]:
-    """Who could leave: idle runners, and busy ones if ``drain``. None before it has stayed as long as its load took."""
+    """Who could leave: idle runners, and busy ones if ``drain``.
+
+    Before it has stayed as long as its load took, nobody leaves at once: an idle runner only for who has waited long
+    enough to drain, a busy one not at all.
+    """
     idle: list[Runner] = []
     busy: list[Runner] = []
     for runner in worker.runners.values():
         if runner.residency is not Residency.resident or (runner.used and not drain):
             continue
-        if fleet.evictable_us(runner) <= fleet.now_us and evictable(fleet, worker, runner):
+        stayed = fleet.evictable_us(runner) <= fleet.now_us
+        if (stayed or (drain and not runner.used)) and evictable(fleet, worker, runner):
             (busy if runner.used else idle).append(runner)
     return idle, busy
 
@@ -161,7 +166,7 @@ def choose(fleet: Fleet, policy: EvictionPolicy, model: Model, *, drain: bool) -
     """The best plan over the workers that are weighed, or None if none of them can make room now."""
     best: Plan | None = None
     for worker in _candidates(fleet, model):
-        plan = plan_on(fleet, policy, worker, model, drain=drain)
+        plan = plan_on(fleet, policy, worker, model=model, drain=drain)
         if plan is not None and (best is None or plan[:5] < best[:5]):
             best = plan
     return best
@@ -173,7 +178,7 @@ def choose_free(fleet: Fleet, policy: EvictionPolicy, model: Model) -> Plan | No
     for worker in _tightest(fleet, model):
         if head is not None and not fleet.acceptable(worker, head):
             continue
-        plan = plan_on(fleet, policy, worker, model, drain=False)
+        plan = plan_on(fleet, policy, worker, model=model, drain=False)
         if plan is not None and not plan.victims:
             return plan
     return None

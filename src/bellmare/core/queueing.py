@@ -37,7 +37,7 @@ def leave_queue(fleet: Fleet, request: Request) -> None:
     fleet.state.waiting -= 1
 
 
-def dispatch(fleet: Fleet, request: Request, worker: Worker, runner: Runner) -> None:
+def dispatch(fleet: Fleet, request: Request, worker: Worker, *, runner: Runner) -> None:
     """Give ``request`` a slot of ``runner``."""
     assert runner.used < runner.slots, "dispatch needs a free slot"
     now_us = fleet.now_us
@@ -78,7 +78,7 @@ def _serve_one(fleet: Fleet, request: Request) -> bool:
         worker = fleet.at(index)
         if fleet.acceptable(worker, request):
             leave_queue(fleet, request)
-            dispatch(fleet, request, worker, worker.runners[request.model])
+            dispatch(fleet, request, worker, runner=worker.runners[request.model])
             return True
     return False
 
@@ -110,18 +110,18 @@ def free_slot(fleet: Fleet, request: Request, *, aborted: bool) -> None:
         left_us = min(left_us, fleet.config.zombie_max_us)
         if left_us:
             fleet.count("zombie")
-            leave_zombie(fleet, worker, runner, left_us)
+            leave_zombie(fleet, worker, runner, span_us=left_us)
     fleet.refresh_open(worker, runner)
     fleet.touch(runner.model)
     if not runner.used:
         fleet.touch_worker(worker.worker)
 
 
-def leave_zombie(fleet: Fleet, worker: Worker, runner: Runner, span_us: int) -> None:
+def leave_zombie(fleet: Fleet, worker: Worker, runner: Runner, *, span_us: int) -> None:
     """A slot stays taken for ``span_us``, although no request holds it."""
     until_us = InstantUs(fleet.now_us + span_us)
     insort(runner.zombies, until_us)
-    fleet.set_timer(until_us, Timer.zombie, worker.worker, runner.model)
+    fleet.set_timer(until_us, Timer.zombie, worker.worker, key2=runner.model)
 
 
 def bury_zombies(fleet: Fleet, worker: Worker, runner: Runner) -> None:

@@ -89,7 +89,7 @@ def _check_name(fleet: Fleet, worker: Worker, runner: Runner) -> None:
     elif name != runner.name and runner.name in worker.stored:
         runner.name = name
         if runner.residency in (Residency.resident, Residency.draining):
-            ask_to_leave(fleet, worker, runner, UnloadCause.replaced)
+            ask_to_leave(fleet, worker, runner, cause=UnloadCause.replaced)
 
 
 def _vote(fleet: Fleet, worker: Worker, entry: StoredModel) -> None:
@@ -139,16 +139,16 @@ def _take_loaded(fleet: Fleet, worker: Worker, event: WorkerObserved) -> None:
             foreign += loaded.bytes
             continue
         seen[model.model] = None
-        _take_one(fleet, worker, model, (loaded, event.started_us))
+        _take_one(fleet, worker, model, sight=(loaded, event.started_us))
     worker.foreign_bytes = Bytes(foreign)
     for runner in list(worker.runners.values()):
-        if runner.model not in seen and not _newer(fleet, worker, runner, event.started_us):
+        if runner.model not in seen and not _newer(fleet, worker, runner, started_us=event.started_us):
             fleet.count("found_gone")
             fleet.move(worker, runner, Cue.gone)
     worker.left = {model: left_us for model, left_us in worker.left.items() if left_us >= event.started_us}
 
 
-def _newer(fleet: Fleet, worker: Worker, runner: Runner, started_us: InstantUs) -> bool:
+def _newer(fleet: Fleet, worker: Worker, runner: Runner, *, started_us: InstantUs) -> bool:
     """Whether the runner's state is younger than the observation, or an operation is about to settle it.
 
     Of two things in one instant the order is not known, so that an observation must be younger to be believed.
@@ -162,14 +162,14 @@ def _newer(fleet: Fleet, worker: Worker, runner: Runner, started_us: InstantUs) 
     return runner.since_us >= started_us
 
 
-def _take_one(fleet: Fleet, worker: Worker, model: Model, sight: tuple[LoadedModel, InstantUs]) -> None:
+def _take_one(fleet: Fleet, worker: Worker, model: Model, *, sight: tuple[LoadedModel, InstantUs]) -> None:
     loaded, started_us = sight
     runner = worker.runners.get(model.model)
     if runner is None:
         if worker.left.get(model.model, InstantUs(-1)) < started_us:
-            _adopt(fleet, worker, model, loaded)
+            _adopt(fleet, worker, model, loaded=loaded)
         return
-    if _newer(fleet, worker, runner, started_us):
+    if _newer(fleet, worker, runner, started_us=started_us):
         return
     if runner.residency is Residency.unloading:
         if loaded.expired:
@@ -181,8 +181,8 @@ def _take_one(fleet: Fleet, worker: Worker, model: Model, sight: tuple[LoadedMod
     runner.pinned = loaded.pinned
     if loaded.num_ctx:
         runner.num_ctx = loaded.num_ctx
-    fleet.set_bytes(worker, runner, book_bytes(worker, model, runner, loaded.bytes))
-    _check_shape(fleet, worker, model, runner)
+    fleet.set_bytes(worker, runner, book_bytes(worker, model, runner, measured=loaded.bytes))
+    _check_shape(fleet, worker, model, runner=runner)
 
 
 def _check_gone(fleet: Fleet, worker: Worker, runner: Runner) -> None:
@@ -191,7 +191,7 @@ def _check_gone(fleet: Fleet, worker: Worker, runner: Runner) -> None:
         worker.leaving.setdefault(runner.model, UnloadCause.crashed)
 
 
-def _adopt(fleet: Fleet, worker: Worker, model: Model, loaded: LoadedModel) -> None:
+def _adopt(fleet: Fleet, worker: Worker, model: Model, *, loaded: LoadedModel) -> None:
     """A resident that we did not load, or loaded in an earlier life: it stays, with the context that it has."""
     num_ctx = loaded.num_ctx or canonical_num_ctx(fleet, model)
     runner = Runner(
@@ -206,20 +206,20 @@ def _adopt(fleet: Fleet, worker: Worker, model: Model, loaded: LoadedModel) -> N
         load_us=load_estimate_us(worker, model),
         pinned=loaded.pinned,
     )
-    runner.bytes = learn_bytes(worker, model, runner, loaded.bytes)
+    runner.bytes = learn_bytes(worker, model, runner, measured=loaded.bytes)
     runner.residency = Residency.resident
     fleet.add_runner(worker, runner)
     fleet.count("adopted")
     fleet.touch(model.model)
-    _check_shape(fleet, worker, model, runner)
+    _check_shape(fleet, worker, model, runner=runner)
 
 
-def _check_shape(fleet: Fleet, worker: Worker, model: Model, runner: Runner) -> None:
+def _check_shape(fleet: Fleet, worker: Worker, model: Model, *, runner: Runner) -> None:
     """A context below the canonical one would cut prompts without a word: such a runner leaves, to be loaded anew."""
     if runner.num_ctx >= canonical_num_ctx(fleet, model) or runner.num_ctx == runner.granted_num_ctx:
         return
     if runner.model not in worker.leaving:
-        ask_to_leave(fleet, worker, runner, UnloadCause.shape)
+        ask_to_leave(fleet, worker, runner, cause=UnloadCause.shape)
 
 
 def _learn_capacity(worker: Worker, event: WorkerObserved) -> None:

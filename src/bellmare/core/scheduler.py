@@ -153,7 +153,7 @@ def _drain(fleet: Fleet, worker: Worker, runner: Runner, *, cause: UnloadCause, 
     fleet.decide(Drain(worker=worker.worker, model=runner.model, cause=cause, wanted_by=wanted_by))
 
 
-def ask_to_leave(fleet: Fleet, worker: Worker, runner: Runner, cause: UnloadCause) -> None:
+def ask_to_leave(fleet: Fleet, worker: Worker, runner: Runner, *, cause: UnloadCause) -> None:
     """Let a runner go for its own sake: no more requests, unloaded once idle."""
     worker.leaving[runner.model] = cause
     if runner.residency is Residency.resident:
@@ -187,7 +187,7 @@ def _carry_on(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
     if not fits(worker, Claim(placement.need_bytes, placement.predicted_bytes)):
         cancel_placement(fleet, worker)
         return False
-    _load(fleet, worker, placement, model)
+    _load(fleet, worker, placement, model=model)
     return True
 
 
@@ -233,7 +233,7 @@ def cancel_placement(fleet: Fleet, worker: Worker) -> None:
     fleet.touch_worker(worker.worker)
 
 
-def _load(fleet: Fleet, worker: Worker, placement: Placement, model: Model) -> None:
+def _load(fleet: Fleet, worker: Worker, placement: Placement, *, model: Model) -> None:
     expected_us = load_estimate_us(worker, model)
     runner = Runner(
         worker=worker.worker,
@@ -371,7 +371,7 @@ def _shrink(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> bool:
     ]
     if not idle or len(worker.runners) < 2:
         return False
-    ask_to_leave(fleet, worker, policy.rank(fleet, idle)[0], UnloadCause.over_budget)
+    ask_to_leave(fleet, worker, policy.rank(fleet, idle)[0], cause=UnloadCause.over_budget)
     return _let_leave(fleet, worker)
 
 
@@ -387,7 +387,7 @@ def _try_blocked(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
         head = fleet.wanting(model)
         if head is not None and not fleet.acceptable(worker, head):
             continue
-        plan = plan_on(fleet, policy, worker, model, drain=model.may_drain)
+        plan = plan_on(fleet, policy, worker, model=model, drain=model.may_drain)
         if plan is not None:
             start(fleet, policy, model, plan=plan, cause=_cause(model))
             return  # the list has changed

@@ -68,7 +68,7 @@ class Catalogue:
             return
         entry = self._stored().get(name)
         if entry is None:
-            self._not_found(exchange, spelling, name, Dialect.openai)
+            self._not_found(exchange, spelling, name, dialect=Dialect.openai)
             return
         exchange.respond(200, [replies.JSON], model_entry(entry.name, _instant(entry.modified_at) // 1_000_000))
 
@@ -82,7 +82,7 @@ class Catalogue:
             return
         port = self._holder(name)
         if port is None:
-            self._not_found(exchange, request.model or "", name, Dialect.ollama)
+            self._not_found(exchange, request.model or "", name, dialect=Dialect.ollama)
             return
         body = ollama.encode_show(request, model=port.tags[name].name)
         self._fleet.tasks.spawn(self._show(exchange, port, body), name="show")
@@ -120,7 +120,7 @@ class Catalogue:
                 found[name] = port.tags[name]
         return found
 
-    def _not_found(self, exchange: Exchange, spelling: str, name: str, dialect: Dialect) -> None:
+    def _not_found(self, exchange: Exchange, spelling: str, name: str, *, dialect: Dialect) -> None:
         text = f"model '{spelling[:200]}' not found"
         close = [display_name(other) for other in close_names(name, self._driver.engine.fleet.state.votes)]
         if close:

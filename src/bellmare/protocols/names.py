@@ -45,7 +45,8 @@ def _split(text: str) -> tuple[str, str, str, str]:
     return host, namespace, model, tag
 
 
-def _join(host: str, namespace: str, model: str, tag: str) -> str:
+def _join(name: tuple[str, str, str, str]) -> str:
+    host, namespace, model, tag = name
     if host.lower() != DEFAULT_HOST:
         return f"{host}/{namespace}/{model}:{tag}"
     if namespace.lower() != DEFAULT_NAMESPACE:
@@ -60,12 +61,12 @@ def canonical_name(text: str) -> str:
     finds the same manifest with and without; any other scheme is invalid. Non-ASCII is refused before it is
     lower-cased (the Kelvin sign would become a k). ``:local`` is a tag like any other here.
     """
-    return _join(*_split(text)).lower()
+    return _join(_split(text)).lower()
 
 
 def display_name(text: str) -> str:
     """As Ollama prints it: default host and ``library/`` left out, the tag always shown, the case kept."""
-    return _join(*_split(text))
+    return _join(_split(text))
 
 
 def is_cloud_name(text: str) -> bool:

@@ -113,7 +113,7 @@ def test_undrain_does_not_wait_for_an_operation_of_another_runner() -> None:
     assert script.one(d.Undrain).model == "blob-a"
 
 
-def test_a_runner_stays_at_least_as_long_as_its_load_took() -> None:
+def test_an_idle_runner_stays_as_long_as_its_load_took_or_until_somebody_has_waited_long_enough() -> None:
     script = Script()
     script.worker("w", stored("a", 16), stored("b", 16))
     script.loads("a")
@@ -122,10 +122,25 @@ def test_a_runner_stays_at_least_as_long_as_its_load_took() -> None:
     script.ends(load)
     script.asks("r", "b")
     assert script.none(d.Drain)
-    script.passes(19.9)
+    script.passes(4.9)
     assert script.none(d.Drain)
     script.passes(0.2)
     assert script.one(d.Unload).model == "blob-a"
+
+
+def test_a_busy_runner_stays_as_long_as_its_load_took_whoever_waits() -> None:
+    script = Script()
+    script.worker("w", stored("a", 16), stored("b", 16))
+    script.loads("a")
+    load = script.one(d.Load)
+    script.passes(20)
+    script.ends(load)
+    script.asks("busy", "a")
+    script.asks("r", "b")
+    script.passes(19.9)
+    assert script.none(d.Drain)
+    script.passes(0.2)
+    assert script.one(d.Drain).model == "blob-a"
 
 
 def test_a_pinned_model_is_loaded_at_once_and_never_a_victim() -> None:
