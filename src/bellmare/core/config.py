@@ -30,6 +30,8 @@ class CoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """Dispatches per request, all before the first byte."""
     drain_after_us: SpanUs = SpanUs(5 * SECOND_US)
     """A miss waits so long for an idle victim before a busy one is drained (policy findings: 5 s)."""
+    suspicion_us: SpanUs = SpanUs(2 * SECOND_US)
+    """A request that arrives so soon after its last worker was lost waits with the others: mostly it is back at once."""
     worker_lost_grace_us: SpanUs = SpanUs(10 * SECOND_US)
     """Queued requests outlive the loss of their last worker so long."""
     load_timeout_us: SpanUs = SpanUs(600 * SECOND_US)

@@ -227,7 +227,7 @@ class Engine:
     def _blame(self, worker: Worker, request: Request, fault: FaultKind) -> None:
         """What a request's failure says about the worker or the runner."""
         runner = worker.runners.get(request.model)
-        if fault in health.LOST_AT_ONCE or fault is FaultKind.not_found:
+        if fault in health.LOST_AT_ONCE or fault in (FaultKind.not_found, FaultKind.unreachable):
             health.suspect(self.fleet, worker, fault)
         elif fault in (FaultKind.crashed, FaultKind.timeout) and runner is not None:
             operations.runner_broke(self.fleet, worker, runner)

@@ -100,7 +100,11 @@ class FaultKind(StrEnum):
     """Why the outside world did not do as asked; the same words in metrics and logs."""
 
     refused = "refused"
+    """Nothing listens there."""
     reset = "reset"
+    """The connection broke, as when the server dies."""
+    unreachable = "unreachable"
+    """No connection in time: a black hole, or a machine too busy to accept."""
     timeout = "timeout"
     bad_answer = "bad_answer"
     busy = "busy"

@@ -12,7 +12,7 @@ from bellmare.core.state import Model, Worker
 from bellmare.core.units import InstantUs
 
 LOST_AT_ONCE = frozenset({FaultKind.refused, FaultKind.reset})
-"""Faults that say that nothing listens there any more. A timeout alone may be a busy machine."""
+"""Faults that say that nothing listens there any more. A timeout alone, of a connection too, may be a busy machine."""
 
 
 def unreachable(fleet: Fleet, event: WorkerUnreachable) -> None:

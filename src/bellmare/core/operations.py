@@ -97,10 +97,10 @@ def _load_broke(fleet: Fleet, worker: Worker, runner: Runner, *, end: tuple[Mode
     model, event = end
     if runner.residency is Residency.loading:
         fleet.move(worker, runner, Cue.load_broke)
-    if event.fault is not None and event.fault in LOST_AT_ONCE:
+    if event.fault is not None and event.fault in (*LOST_AT_ONCE, FaultKind.unreachable):
         suspect(fleet, worker, event.fault)
-        if event.fault is FaultKind.refused:
-            return  # nothing listened: that says nothing about the model
+        if event.fault is not FaultKind.reset:
+            return  # nobody heard of the load: that says nothing about the model
     else:
         _ask_again(fleet, worker)
     fleet.count("load_failed")

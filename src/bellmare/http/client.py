@@ -32,8 +32,9 @@ _METHOD = re.compile(r"[A-Z]+")
 class UpstreamLimits(msgspec.Struct, frozen=True):
     """Bounds on one upstream server."""
 
-    connect_timeout_s: float = 1.0
-    """A LAN answers within milliseconds; a black hole must not hold a request (reliability reference, A2)."""
+    connect_timeout_s: float = 2.0
+    """A LAN answers within milliseconds, a busy machine within one retransmission (1 s); a black hole must not hold a
+    request (reliability reference, A2)."""
     head_bytes_max: int = 64 * KIB
     headers_max: int = 200
     interim_max: int = 8

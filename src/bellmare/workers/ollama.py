@@ -50,7 +50,7 @@ _UNREADABLE = (BadAnswer, msgspec.DecodeError, UnicodeDecodeError, RecursionErro
 
 FAULTS: dict[UpstreamFailureKind, FaultKind] = {
     UpstreamFailureKind.refused: FaultKind.refused,
-    UpstreamFailureKind.connect_timeout: FaultKind.refused,
+    UpstreamFailureKind.connect_timeout: FaultKind.unreachable,
     UpstreamFailureKind.reset: FaultKind.reset,
     UpstreamFailureKind.closed_early: FaultKind.reset,
     UpstreamFailureKind.bad_response: FaultKind.bad_answer,

@@ -41,8 +41,31 @@ def test_a_dead_connection_takes_a_worker_out_at_once(fault: str) -> None:
     script.worker("w", stored("a"), holds=(loaded("a"),))
     script.unreachable("w", fault)
     assert not script.one(d.HealthChange).healthy
+    script.passes(2)
     script.asks("r", "a")
     assert script.one(d.Reject).refusal is Refusal.no_healthy_worker
+
+
+def test_who_arrives_just_after_the_loss_waits_for_its_cause_to_be_known() -> None:
+    script = Script(worker_lost_grace_us=10 * SECOND_US, suspicion_us=2 * SECOND_US)
+    script.worker("w", stored("a"), holds=(loaded("a"),))
+    script.unreachable("w", "reset")
+    script.passes(1.9)
+    script.asks("r", "a")
+    assert script.none(d.Reject, d.Dispatch)
+    script.shows("w", loaded("a"))
+    assert script.one(d.Dispatch).request == "r"
+
+
+def test_a_connection_that_is_late_is_looked_into_and_no_loss_yet() -> None:
+    script = Script()
+    for worker in ("w1", "w2"):
+        script.worker(worker, stored("a"), holds=(loaded("a"),))
+    script.asks("r", "a")
+    script.fails("r", "w1", "unreachable")
+    assert script.one(d.Observe).worker == "w1"
+    assert script.none(d.HealthChange)
+    assert script.one(d.Dispatch).worker == "w2"
 
 
 def test_a_request_that_met_a_dead_connection_takes_its_worker_out_and_goes_elsewhere() -> None:

@@ -1,0 +1,118 @@
+"""Feeds the engine in virtual time as ``runtime.driver`` feeds it in wall time, and hands its decisions to a world.
+
+Of several things due at one instant the world's come first, then the core's deadlines, then arrivals.
+"""
+
+import time
+from collections.abc import Callable
+
+from bellmare.core.config import CoreConfig
+from bellmare.core.decisions import Decision
+from bellmare.core.engine import Engine
+from bellmare.core.events import Event, RequestArrived, TimePassed
+from bellmare.core.eviction import EvictionPolicy
+from bellmare.core.units import SECOND_US, InstantUs, SpanUs
+from bellmare.sim.tally import Tally
+from bellmare.sim.workload import Workload
+from bellmare.sim.world import FOREVER_US, World, request_id
+
+PATIENCE_US = 24 * 3600 * SECOND_US
+"""Requests wait as long as it takes: refusals would make the waits of a bad policy look short."""
+WAITING_MAX = 1_000_000
+DEADLINES_AT_ONCE_MAX = 10_000
+"""``TimePassed`` in a row at one instant, after which the core is stuck: our bug."""
+PROGRESS_EVERY = 500
+
+Watcher = Callable[[InstantUs, Event, list[Decision]], None]
+Progress = Callable[[int], None]
+"""Called now and then with the number of requests that have arrived."""
+
+
+def core_config(eviction: str = "lru") -> CoreConfig:
+    """The core's defaults but for the bounds of its queues."""
+    return CoreConfig(
+        queue_per_model_max=WAITING_MAX,
+        queue_total_max=WAITING_MAX,
+        queue_wait_max_us=SpanUs(PATIENCE_US),
+        eviction=eviction,
+    )
+
+
+class Drive:
+    """One run of one engine."""
+
+    def __init__(self, engine: Engine, world: World, tally: Tally, *, watcher: Watcher | None = None) -> None:
+        self.engine = engine
+        self.world = world
+        self.tally = tally
+        self.step_ns = 0
+        """Wall time spent inside the engine."""
+        self._watcher = watcher
+        self._now_us = 0
+
+    def run(self, progress: Progress | None = None) -> None:
+        """Until every request has ended, or nothing can happen any more."""
+        self._join()
+        workload, world, tally = self.tally.workload, self.world, self.tally
+        arrivals = workload.arrivals
+        names = [model.name for model in workload.models]
+        count, number = len(arrivals), 0
+        while number < count or tally.open:
+            arrival_us = arrivals[number].at_us if number < count else FOREVER_US
+            world_us = world.due_us()
+            core_us = self._core_due_us()
+            if world_us <= core_us and world_us <= arrival_us:
+                if world_us == FOREVER_US:
+                    return  # requests are left that nobody will ever serve: the report says so
+                for event in world.take(world_us):
+                    self._step(world_us, event)
+            elif core_us <= arrival_us:
+                self._pass_time(core_us)
+            else:
+                arrival = arrivals[number]
+                tally.arrived(number, cold=not world.ready(arrival.model))
+                self._step(arrival_us, self._arrived(names[arrival.model], number, user=arrival.user))
+                number += 1
+                if progress is not None and number % PROGRESS_EVERY == 0:
+                    progress(number)
+
+    def _arrived(self, name: str, number: int, *, user: int) -> RequestArrived:
+        at_us = self.tally.workload.arrivals[number].at_us
+        deadline_us = InstantUs(at_us + PATIENCE_US)
+        return RequestArrived(request=request_id(number), name=name, deadline_us=deadline_us, tenant=f"user-{user}")
+
+    def _join(self) -> None:
+        for added in self.world.added():
+            self._step(0, added)
+            self._step(0, self.world.observed(added.worker, 0))
+
+    def _core_due_us(self) -> int:
+        deadline_us = self.engine.next_deadline_us()
+        return FOREVER_US if deadline_us is None else max(int(deadline_us), self._now_us)
+
+    def _pass_time(self, now_us: int) -> None:
+        for _ in range(DEADLINES_AT_ONCE_MAX):
+            self._step(now_us, TimePassed())
+            deadline_us = self.engine.next_deadline_us()
+            if deadline_us is None or deadline_us > now_us:
+                return
+        raise AssertionError("the core asks for one instant again and again")
+
+    def _step(self, now_us: int, event: Event) -> None:
+        instant = InstantUs(now_us)
+        self._now_us = now_us
+        began_ns = time.perf_counter_ns()
+        decisions = self.engine.step(instant, event)
+        self.step_ns += time.perf_counter_ns() - began_ns
+        if self._watcher is not None:
+            self._watcher(instant, event, decisions)
+        for decision in decisions:
+            self.world.act(now_us, decision)
+
+
+def engine(policy: EvictionPolicy | None = None) -> Engine:
+    """The gateway's own core, with another eviction policy if one is given."""
+    made = Engine(core_config())
+    if policy is not None:
+        made.policy = policy
+    return made
