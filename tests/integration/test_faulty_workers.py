@@ -91,7 +91,6 @@ async def test_a_request_to_a_frozen_worker_runs_elsewhere_after_its_timeout(sim
     await until(lambda: all(worker.healthy for worker in running.state.workers.values()), "its return")
 
 
-@pytest.mark.xfail(reason="core: a load under way on a worker that left routing counts as supply until its timeout")
 async def test_a_model_whose_load_hangs_on_a_frozen_worker_is_loaded_elsewhere(sim, gateway, monkeypatch):
     monkeypatch.setattr(observer, "TIMEOUT_S", 0.1)
     frozen, good = await sim(), await sim()

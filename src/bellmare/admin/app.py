@@ -53,7 +53,7 @@ def _guard(
     hosts: tuple[str, ...],
 ) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
-        host = request.headers.get("host", "")
+        host = request.headers.get("host", "").lower()
         name = host if host.endswith("]") else host.rpartition(":")[0] or host
         if "*" not in hosts and name not in hosts:
             return JSONResponse({"error": "this Host is not served here"}, status_code=403)

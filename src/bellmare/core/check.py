@@ -77,7 +77,7 @@ def _models(fleet: Fleet) -> Iterator[str]:
             ready = runner.residency is Residency.resident and worker.healthy
             if ready and runner.used < runner.slots and fleet.acceptable(worker, head):
                 yield f"{head.request} waits although {model.model}@{worker.worker} has a free slot"
-            supplied = supplied or ready or runner.residency is Residency.loading
+            supplied = supplied or ready or (runner.residency is Residency.loading and worker.healthy)
         if not supplied:
             yield f"{model.model}: requests wait, and nothing is done about it"
 

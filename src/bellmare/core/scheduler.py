@@ -13,7 +13,7 @@ from bellmare.core.eviction import EvictionPolicy
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.placement import Claim, Plan, choose, choose_free, evictable, fits, plan_on, room_at_most
 from bellmare.core.residency import Cue, Residency
-from bellmare.core.state import Model, Operation, OperationKind, Placement, Runner, Want, Worker
+from bellmare.core.state import Model, Operation, OperationKind, Placement, Request, Runner, Want, Worker
 from bellmare.core.units import SECOND_US, Bytes, InstantUs, ModelId, OperationId, SpanUs
 
 PLACED_PER_STEP_MAX = 2
@@ -73,7 +73,11 @@ def _reassess(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
     elif model.want is Want.nothing:
         fleet.set_want(model, Want.pending)
     else:
-        fleet.set_want(model, model.want)
+        head = fleet.wanting(model)
+        if model.want is Want.blocked and head is not None and _terms(head) != model.tried_for:
+            place(fleet, policy, model)
+        else:
+            fleet.set_want(model, model.want)
 
 
 def _has_supply(fleet: Fleet, model: Model) -> bool:
@@ -82,15 +86,22 @@ def _has_supply(fleet: Fleet, model: Model) -> bool:
         return True
     head = fleet.wanting(model)
     for worker, runner in fleet.copies(model):
-        usable = runner.residency is Residency.loading or (runner.residency is Residency.resident and worker.healthy)
+        usable = worker.healthy and runner.residency in (Residency.loading, Residency.resident)
         if usable and (head is None or fleet.acceptable(worker, head)):
             return True
     return False
 
 
+def _loads_somewhere(fleet: Fleet, model: Model) -> bool:
+    """Whether a load is under way that can be counted on; the index spares the look at all copies."""
+    return bool(fleet.loading[model.model]) and any(
+        worker.healthy and runner.residency is Residency.loading for worker, runner in fleet.copies(model)
+    )
+
+
 def _consider_replica(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
     """One more copy where it costs nobody anything, when the queue will outlast a load."""
-    if not fleet.room or model.placements or model.waiting < 2 or fleet.loading[model.model]:
+    if not fleet.room or model.placements or model.waiting < 2 or _loads_somewhere(fleet, model):
         return
     wait_us = predicted_wait_us(fleet, model)
     if wait_us <= 2 * model.load_us:
@@ -102,6 +113,8 @@ def _consider_replica(fleet: Fleet, policy: EvictionPolicy, model: Model) -> Non
 
 def place(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
     """Look for a place for a missing model; without one it is blocked until something changes."""
+    head = fleet.wanting(model)
+    model.tried_for = _terms(head) if head is not None else ""
     plan = choose(fleet, policy, model, drain=model.may_drain)
     if plan is not None:
         start(fleet, policy, model, plan=plan, cause=_cause(model))
@@ -110,6 +123,11 @@ def place(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
         model.blocked_us = fleet.now_us
         fleet.set_timer(fleet.now_us + fleet.config.drain_after_us, Timer.may_drain, model.model)
     fleet.set_want(model, Want.blocked)
+
+
+def _terms(request: Request) -> str:
+    """On which workers a request may run follows from this."""
+    return " ".join((request.name, *request.excluded)) if request.excluded else request.name
 
 
 def _cause(model: Model) -> LoadCause:

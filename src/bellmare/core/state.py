@@ -159,6 +159,8 @@ class Model(msgspec.Struct):
     want: Want = Want.nothing
     want_seq: int = 0
     """Its place among the models that want a copy: the arrival of who waited longest when it was filed."""
+    tried_for: str = ""
+    """The name, and the workers excluded, for which a place was last looked for: others may be served elsewhere."""
     blocked_us: InstantUs = InstantUs(0)
     may_drain: bool = False
     service_us: SpanUs = SpanUs(0)

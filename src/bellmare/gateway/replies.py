@@ -65,7 +65,7 @@ def refusal_headers(decision: Reject) -> Headers:
         retry_ms = max(1, decision.retry_after_us // 1000)
         headers.append((b"retry-after", b"%d" % -(-retry_ms // 1000)))
         headers.append((b"retry-after-ms", b"%d" % retry_ms))
-    if decision.refusal in POINTLESS:
+    elif decision.refusal in POINTLESS:
         headers.append((b"x-should-retry", b"false"))
     return headers
 

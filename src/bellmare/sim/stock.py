@@ -66,7 +66,9 @@ class Stock:
     def _pick(self) -> Backend:
         least = min(backend.in_flight for backend in self.backends)
         count = len(self.backends)
-        turn = next(i % count for i in range(self._turn, self._turn + count) if self.backends[i % count].in_flight == least)
+        turn = next(
+            i % count for i in range(self._turn, self._turn + count) if self.backends[i % count].in_flight == least
+        )
         self._turn = (turn + 1) % count
         return self.backends[turn]
 

@@ -160,6 +160,7 @@ def test_the_first_bound_that_is_met_is_named_before_any_other() -> None:
     script.worker("w", stored("a"))
     script.asks("r", "a")
     script.unreachable("w")
+    script.passes(2)
     script.asks("s", "a")
     assert refusal(script) is Refusal.no_healthy_worker
 

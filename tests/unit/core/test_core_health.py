@@ -47,7 +47,7 @@ def test_a_dead_connection_takes_a_worker_out_at_once(fault: str) -> None:
 
 
 def test_who_arrives_just_after_the_loss_waits_for_its_cause_to_be_known() -> None:
-    script = Script(worker_lost_grace_us=10 * SECOND_US, suspicion_us=2 * SECOND_US)
+    script = Script(worker_lost_grace_us=10 * S, suspicion_us=2 * S)
     script.worker("w", stored("a"), holds=(loaded("a"),))
     script.unreachable("w", "reset")
     script.passes(1.9)
