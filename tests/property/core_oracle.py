@@ -187,7 +187,7 @@ class Oracle:
         worker = self.workers[str(request.worker)]
         if fault in LOST:
             worker.routable, worker.lost_at = False, self.now
-        elif fault is e.FaultKind.not_found:
+        elif fault in (e.FaultKind.not_found, e.FaultKind.unreachable):
             worker.lost_at = self.now
         elif fault is e.FaultKind.busy:
             worker.runners[request.blob].zombies.append(self.now + SECOND)

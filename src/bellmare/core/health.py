@@ -28,8 +28,7 @@ def unreachable(fleet: Fleet, event: WorkerUnreachable) -> None:
 
 def suspect(fleet: Fleet, worker: Worker, fault: FaultKind) -> None:
     """A request or an operation met a dead connection: no further request until an observation succeeds."""
-    if worker.healthy or fault in LOST_AT_ONCE:  # a late connection to a lost worker is no news
-        worker.distrust_us = fleet.now_us
+    worker.distrust_us = fleet.now_us
     fleet.refresh_room(worker)
     fleet.decide(Observe(worker=worker.worker))
     if fault in LOST_AT_ONCE:

@@ -2,16 +2,18 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
+import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
-from bellmare.sim.fleet import FleetError, SimFleet, fleet
+from bellmare.sim.fleet import FleetError, SimFleet, read_fleet
 from bellmare.sim.report import Row, json_lines, row, table
 from bellmare.sim.runs import DEFAULT_POLICIES, Policy, run
-from bellmare.sim.scenarios import REQUESTS, SCENARIOS
+from bellmare.sim.scenarios import REQUESTS, SCENARIOS, Scenario
 from bellmare.sim.workload import Workload
 from bellmare.sim.workloads.traces import TraceError, load_trace
 
@@ -40,9 +42,9 @@ def run_simulate(
 ) -> int:  # tidy: the command line's own options
     """Exit status: 0 done, 2 nothing was run.
 
-    ``scenario``: one of ``SCENARIOS``, several with commas, or ``all``; without it and without ``trace``: S1. ``fleet``:
-    as ``4x24GB``; empty: the scenario's own. ``policy``: one or several of ``Policy`` with commas; empty or ``all``: the
-    four that scores are made of.
+    ``scenario``: one of ``SCENARIOS``, several with commas, or ``all``; without it and without ``trace``: S1.
+    ``fleet``: as ``4x24GB``; empty: the scenario's own. ``policy``: one or several of ``Policy`` with commas; empty or
+    ``all``: the four that scores are made of.
     """
     try:
         subjects = _subjects(scenario, trace, fleet=fleet)
@@ -64,25 +66,33 @@ def run_simulate(
 
 
 def _subjects(scenario: str | None, trace: Path | None, *, fleet: str) -> list[_Subject]:
-    asked = (_fleet(fleet),) if fleet else ()
     if trace is not None:
         if scenario:
             raise UsageError("a scenario or a trace, not both")
-        path = trace
-        return [_Subject(path.name, lambda seed: load_trace(path, seed=seed), asked or (_fleet(TRACE_FLEET),))]
-    names = list(SCENARIOS) if scenario == "all" else (scenario or "S1").split(",")
+        return [_Subject(trace.name, partial(_traced, trace), (read_fleet(fleet or TRACE_FLEET),))]
+    names = list(SCENARIOS) if scenario == "all" else dict.fromkeys((scenario or "S1").split(","))
     found = []
     for name in names:
         known = SCENARIOS.get(name.strip())
         if known is None:
             raise UsageError(f"no scenario '{name}'; there are {', '.join(SCENARIOS)}, all")
-        build = known.build
-        found.append(_Subject(known.name, lambda seed, build=build: build(seed, REQUESTS), asked or known.fleets))  # type: ignore[misc]
+        found.append(_Subject(known.name, partial(_generated, known), _on(known, fleet)))
     return found
 
 
-def _fleet(text: str) -> SimFleet:
-    return fleet(text)
+def _traced(path: Path, seed: int) -> Workload:
+    return load_trace(path, seed=seed)
+
+
+def _generated(scenario: Scenario, seed: int) -> Workload:
+    return scenario.build(seed, REQUESTS)
+
+
+def _on(scenario: Scenario, fleet: str) -> tuple[SimFleet, ...]:
+    """The scenario's own fleets, or the one asked for with the scenario's host memory."""
+    if not fleet:
+        return scenario.fleets
+    return (msgspec.structs.replace(read_fleet(fleet), host_cache_bytes=scenario.fleets[0].host_cache_bytes),)
 
 
 def _policies(text: str) -> list[Policy]:
@@ -93,7 +103,7 @@ def _policies(text: str) -> list[Policy]:
         if name.strip() not in list(Policy):
             raise UsageError(f"no policy '{name}'; there are {', '.join(Policy)}, all")
         chosen.append(Policy(name.strip()))
-    return chosen
+    return list(dict.fromkeys(chosen))
 
 
 def _run(subjects: list[_Subject], policies: list[Policy], *, seeds: int) -> list[Row]:
@@ -102,17 +112,16 @@ def _run(subjects: list[_Subject], policies: list[Policy], *, seeds: int) -> lis
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for name, workload, machines in _workloads(subjects, seeds):
             for policy in policies:
-                task = progress.add_task(f"{name} {machines.text} {policy} seed {workload.seed}")
-                progress.update(task, total=len(workload.arrivals))
-                done = run(
-                    workload,
-                    machines,
-                    policy,
-                    progress=lambda count, task=task: progress.update(task, completed=count),  # type: ignore[misc]
-                )
+                title = f"{name} {machines.text} {policy} seed {workload.seed}"
+                task = progress.add_task(title, total=len(workload.arrivals))
+                done = run(workload, machines, policy, progress=partial(_tell, progress, task))
                 rows.append(row(name, machines, policy, run=done))
                 progress.remove_task(task)
     return sorted(rows, key=lambda line: _place(line, subjects, policies))
+
+
+def _tell(progress: Progress, task: TaskID, count: int) -> None:
+    progress.update(task, completed=count)
 
 
 def _workloads(subjects: list[_Subject], seeds: int) -> Iterator[tuple[str, Workload, SimFleet]]:

@@ -13,7 +13,6 @@ from bellmare.core.events import Event, RequestArrived, TimePassed
 from bellmare.core.eviction import EvictionPolicy
 from bellmare.core.units import SECOND_US, InstantUs, SpanUs
 from bellmare.sim.tally import Tally
-from bellmare.sim.workload import Workload
 from bellmare.sim.world import FOREVER_US, World, request_id
 
 PATIENCE_US = 24 * 3600 * SECOND_US

@@ -42,7 +42,7 @@ class SimFleet(msgspec.Struct, frozen=True):
         return tuple(WorkerId(f"gpu-{number:03d}") for number in range(self.workers))
 
 
-def fleet(text: str) -> SimFleet:
+def read_fleet(text: str) -> SimFleet:
     """``4x24GB``: four workers of 24 GB. GB are powers of ten, GiB of two. Raises ``FleetError``."""
     found = _FLEET.fullmatch(text.strip())
     if found is None:

@@ -1,6 +1,6 @@
 """What a run amounts to: one row of figures, scores against the baselines, and how both are shown."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 import msgspec
 from rich.table import Table
@@ -137,7 +137,7 @@ def _mean(group: list[Row]) -> Row:
     return msgspec.structs.replace(group[0], seed=0, digest="", **means, **totals)
 
 
-_COLUMNS = (
+_COLUMNS: tuple[tuple[str, Callable[[Row], str]], ...] = (
     ("cold %", lambda r: f"{r.cold_percent:.1f}"),
     ("wait s", lambda r: f"{r.wait_mean_s:.2f}"),
     ("p95 s", lambda r: f"{r.wait_p95_s:.1f}"),

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from bellmare.sim.fleet import SimFleet, fleet
+from bellmare.sim.fleet import SimFleet, read_fleet
 from bellmare.sim.workload import Workload
 from bellmare.sim.workloads.generated import Sessions, chains, clients, functions, sessions
 
@@ -30,11 +30,11 @@ def _sessions(load: int = 1, service_percent: int = 30) -> Callable[[int, int], 
 
 
 def _fleets(*texts: str) -> tuple[SimFleet, ...]:
-    return tuple(fleet(text) for text in texts)
+    return tuple(read_fleet(text) for text in texts)
 
 
 def _warm(text: str) -> tuple[SimFleet, ...]:
-    return (msgspec.structs.replace(fleet(text), host_cache_bytes=WARM_TIER_BYTES),)
+    return (msgspec.structs.replace(read_fleet(text), host_cache_bytes=WARM_TIER_BYTES),)
 
 
 SCENARIOS: dict[str, Scenario] = {

@@ -13,7 +13,7 @@ RELOAD_US = 60 * SECOND_US
 NEVER = -1
 
 
-class Broken(AssertionError):
+class BrokenRunError(AssertionError):
     """A request ended twice, began before it arrived, or the like: our bug, or the core's."""
 
 
@@ -99,4 +99,4 @@ class Tally:
     @staticmethod
     def _must(holds: bool, rule: str, request: int) -> None:
         if not holds:
-            raise Broken(f"{rule}: request {request}")
+            raise BrokenRunError(f"{rule}: request {request}")

@@ -80,7 +80,7 @@ def twin_models(workload: Workload) -> tuple[TwinModel, ...]:
 
 
 def generate(request: str, model: SimModel, *, service_us: int) -> Generate:
-    """A request whose runner is busy for ``service_us``; at least one prompt token, up to 74 ms for the largest model."""
+    """A request that takes its slot for ``service_us``; at least one prompt token, 74 ms for the largest model."""
     weight = model.weights_bytes * SECOND_US
     prompt_tokens = min(max(1, service_us * PREFILL_BYTE_TOKENS_PER_S // weight), CONTEXT)
     rest_us = max(0, service_us - prompt_tokens * weight // PREFILL_BYTE_TOKENS_PER_S)

@@ -27,8 +27,9 @@ QUIET_DAY = 0.2
 """Share of a usual day's sessions on the seventh."""
 SESSION_MODELS = 86
 POPULARITY_SHIFT, POPULARITY_SLOPE = 4.0, 2.5
-"""Popularity of rank k is (k + 4)^-2.5. With the switches the first 1, 5, 10 and 20 models take 24, 71, 90 and 96 % of the
-requests (seen: 31, 70, 87, 94), and 29, 62, 78, 92 % fall on the last 1, 3, 5, 10 models used (seen: 25, 56, 73, 89)."""
+"""Popularity of rank k is (k + 4)^-2.5. With the switches the first 1, 5, 10 and 20 models take 24, 71, 90 and 96 % of
+the requests (seen: 31, 70, 87, 94), and 29, 62, 78, 92 % fall on the last 1, 3, 5, 10 models used (seen: 25, 56, 73,
+89)."""
 SESSIONS_PER_DAY = 254
 """5,850 sessions in 23 days."""
 SESSION_LOG_MEAN, SESSION_LOG_DEVIATION = 0.65, 1.25
