@@ -202,7 +202,19 @@ def test_the_version_is_quick_and_imports_nothing_heavy(tmp_path: Path) -> None:
 
 def test_every_command_has_help_that_says_what_it_does(tmp_path: Path) -> None:
     top = run(tmp_path, "--help").stdout
-    for command in ("up", "serve", "demo", "ps", "models", "workers", "load", "unload", "explain", "replay"):
+    for command in (
+        "up",
+        "serve",
+        "demo",
+        "ps",
+        "models",
+        "workers",
+        "load",
+        "unload",
+        "explain",
+        "replay",
+        "simulate",
+    ):
         assert command in top
         assert len(run(tmp_path, command, "--help").stdout) > 200
     for command in ("sim", "embedded"):

@@ -460,6 +460,7 @@ class Oracle:
         """After a whole step: the request that came has its place, and nobody waits beside a free slot."""
         if asked is not None and self.requests[asked].phase == "new":
             self.requests[asked].phase = "waiting"
+        self._forget_blobs()
         by_blob: dict[str, list[RequestBook]] = {}
         for request in self.requests.values():
             if request.phase == "waiting":
@@ -473,6 +474,23 @@ class Oracle:
                 for request in by_blob.get(blob, ()):
                     free = self.binds(worker, request) and name not in request.failed_on
                     must(not free, "nobody waits beside a free slot", request, name)
+
+    def _forget_blobs(self) -> None:
+        """A blob is known while a disk or a GPU holds it, somebody asked for it, or a sight on its way may show it."""
+        known = {entry.model for worker in self.workers.values() for entry in worker.stored.values()}
+        unstored = [blob for blob in self.blobs if blob not in known]
+        if not unstored:
+            return
+        known |= {blob for worker in self.workers.values() for blob in worker.runners}
+        known |= {b for worker in self.workers.values() for b, gone in worker.gone.items() if gone >= worker.observed}
+        known |= {request.blob for request in self.requests.values() if request.phase != "ended"}
+        known |= {operation.decision.model for operation in self.operations.values()}
+        for blob in unstored:
+            if blob not in known:
+                del self.blobs[blob]
+                self.measured.pop(blob, None)
+                self.service.pop(blob, None)
+                self.meet("forgotten")
 
     def forget_ended(self) -> None:
         """Long runs keep only what lives."""

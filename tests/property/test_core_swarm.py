@@ -23,7 +23,16 @@ from bellmare.core.state import Request, Runner, Worker
 SEEDS = int(os.environ.get("BELLMARE_SEEDS", "240"))
 EVENTS = 600
 HASHED_SEEDS = 8
-SITUATIONS = ("drained busy", "drained idle", "zombie", "adopted", "retried elsewhere", "Answer.True", "Answer.False")
+SITUATIONS = (
+    "drained busy",
+    "drained idle",
+    "zombie",
+    "adopted",
+    "retried elsewhere",
+    "Answer.True",
+    "Answer.False",
+    "forgotten",
+)
 ENUMS: tuple[type[StrEnum], ...] = (d.Refusal, d.LoadCause, d.UnloadCause, d.CacheState, FaultKind)
 
 

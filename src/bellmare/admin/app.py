@@ -1,10 +1,13 @@
 """The admin API on its own listener: metrics, state, and what operators may ask for. Loopback by default.
 
-A web page in somebody's browser must not reach it: foreign Host headers and bodies that are not JSON are refused.
+A web page in somebody's browser must not reach it: foreign Host and Origin headers and bodies that are not JSON are
+refused.
 """
 
+import ipaddress
 import secrets
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import msgspec
@@ -21,7 +24,8 @@ from bellmare.protocols.names import canonical_name
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.fleet import WorkerFleet
 
-LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "[::1]")
+LOOPBACK_HOSTS = ("localhost",)
+"""Names that mean this machine; its addresses need no mention."""
 
 
 class Wish(BaseModel):
@@ -37,26 +41,46 @@ class Metered(Protocol):
     def render(self) -> bytes: ...
 
 
+@dataclass(slots=True, frozen=True)
+class Front:
+    """What the data plane says of itself."""
+
+    unready: Callable[[], str] = lambda: ""
+    """Why no request is taken at all, such as ``draining``; empty if they are."""
+    core_id: Callable[[str], str | None] = lambda _: None
+    """The core's id of the request that clients know by the given one."""
+
+
+_ANY_FRONT = Front()
+
+
 def admin_app(
-    driver: Driver, fleet: WorkerFleet, metrics: Metered, *, hosts: tuple[str, ...] = LOOPBACK_HOSTS
+    driver: Driver,
+    fleet: WorkerFleet,
+    metrics: Metered,
+    *,
+    hosts: tuple[str, ...] = LOOPBACK_HOSTS,
+    front: Front = _ANY_FRONT,
 ) -> FastAPI:
-    """The application. ``hosts`` are the Host names (without port) that it answers to; ``*`` is all."""
+    """The application. ``hosts`` are the names (without port) that a Host header may say instead of an IP address."""
     app = FastAPI(title="bellmare admin", version=__version__, docs_url=None, redoc_url=None)
-    app.middleware("http")(_guard(hosts))
-    _add_health(app, driver, metrics)
-    _add_state(app, driver, fleet)
+    app.middleware("http")(_guard(frozenset(host.lower().rstrip(".") for host in hosts)))
+    _add_health(app, driver, metrics=metrics, front=front)
+    _add_state(app, driver, fleet, front=front)
     _add_operations(app, driver)
     return app
 
 
 def _guard(
-    hosts: tuple[str, ...],
+    names: frozenset[str],
 ) -> Callable[[Request, Callable[[Request], Awaitable[Response]]], Awaitable[Response]]:
     async def guard(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         host = request.headers.get("host", "").lower()
-        name = host if host.endswith("]") else host.rpartition(":")[0] or host
-        if "*" not in hosts and name not in hosts:
+        if not _is_ours(host, names):
             return JSONResponse({"error": "this Host is not served here"}, status_code=403)
+        origin = request.headers.get("origin")
+        if origin is not None and origin.lower().partition("://")[2] != host:
+            return JSONResponse({"error": "no web page of another Origin is served here"}, status_code=403)
         json = request.headers.get("content-type", "").partition(";")[0].strip() == "application/json"
         if request.method == "POST" and not json:
             return JSONResponse({"error": "the body must be application/json"}, status_code=415)
@@ -65,11 +89,24 @@ def _guard(
     return guard
 
 
+def _is_ours(host: str, names: frozenset[str]) -> bool:
+    """Whether a Host header is a name of ours or an IP address: a page can bind only a name to another machine."""
+    bare = host if host.endswith("]") else host.rpartition(":")[0] or host
+    try:
+        if bare.startswith("[") and bare.endswith("]"):
+            ipaddress.IPv6Address(bare[1:-1])
+        else:
+            ipaddress.IPv4Address(bare)
+    except ValueError:
+        return bare.rstrip(".") in names
+    return True
+
+
 def _rows(rows: list[Any]) -> Response:
     return Response(msgspec.json.encode(rows), media_type="application/json")
 
 
-def _add_health(app: FastAPI, driver: Driver, metrics: Metered) -> None:
+def _add_health(app: FastAPI, driver: Driver, *, metrics: Metered, front: Front) -> None:
     @app.get("/healthz")
     async def healthz() -> PlainTextResponse:
         """The process answers."""
@@ -77,7 +114,9 @@ def _add_health(app: FastAPI, driver: Driver, metrics: Metered) -> None:
 
     @app.get("/readyz")
     async def readyz() -> PlainTextResponse:
-        """Requests can be served: some worker is in routing."""
+        """Requests can be served: they are taken, and some worker is in routing."""
+        if why := front.unready():
+            return PlainTextResponse(f"{why}\n", status_code=503)
         ready = any(worker.healthy for worker in driver.engine.fleet.state.workers.values())
         return PlainTextResponse("ready\n" if ready else "no healthy worker\n", status_code=200 if ready else 503)
 
@@ -86,7 +125,7 @@ def _add_health(app: FastAPI, driver: Driver, metrics: Metered) -> None:
         return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
-def _add_state(app: FastAPI, driver: Driver, fleet: WorkerFleet) -> None:
+def _add_state(app: FastAPI, driver: Driver, fleet: WorkerFleet, *, front: Front) -> None:
     core = driver.engine.fleet
 
     @app.get("/api/v1/ps")
@@ -104,12 +143,13 @@ def _add_state(app: FastAPI, driver: Driver, fleet: WorkerFleet) -> None:
 
     @app.get("/api/v1/explain/{subject:path}")
     async def explain(subject: str) -> dict[str, list[str]]:
-        """What was decided about a request id, a model or a worker."""
+        """What was decided about a request id (ours or the client's own), a model or a worker."""
+        explain = driver.engine.explain
         try:
             name = canonical_name(subject)
         except InvalidRequest:
             name = subject
-        return {"lines": driver.engine.explain(subject) or driver.engine.explain(name)}
+        return {"lines": explain(subject) or explain(name) or explain(front.core_id(subject) or subject)}
 
     @app.get("/api/v1/check")
     async def check() -> dict[str, list[str]]:

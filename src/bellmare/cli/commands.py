@@ -176,6 +176,23 @@ def replay(
     raise typer.Exit(replay_command(log, as_json=json))
 
 
+@app.command()
+def simulate(  # tidy: one parameter for each flag
+    *,
+    scenario: Annotated[str | None, typer.Option(help="S1 to S9, several with commas; see docs/simulate.md.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="A trace file instead of a scenario.")] = None,
+    fleet: Annotated[str, typer.Option(help="Such as 4x24GB [default: the scenario's own].")] = "",
+    policy: Annotated[str, typer.Option(help="lru, belady, stock, stock-pinned; several with commas, or all.")] = "all",
+    seeds: Annotated[int, typer.Option(help="Draws of model sizes and arrivals.", min=1, max=1000)] = 1,
+    json: AsJson = False,
+) -> None:
+    """The same core in virtual time: cold starts and waits of a trace, beside stock Ollama and the clairvoyant bound."""
+    from bellmare.sim.command import run_simulate
+
+    status = run_simulate(scenario=scenario, trace=trace, fleet=fleet, policy=policy, seeds=seeds, as_json=json)
+    raise typer.Exit(status)
+
+
 @worker_app.command("sim")
 def worker_sim(  # tidy: one parameter for each flag
     *,

@@ -5,6 +5,11 @@ from pathlib import Path
 from typing import Protocol
 
 from bellmare.settings import WorkerSettings
+from bellmare.settings.model import EmbeddedSettings
+
+
+class CannotStart(Exception):  # noqa: N818 - of the world, not of ours
+    """A worker of our own cannot run here; the text says which and why."""
 
 
 class OwnWorker(Protocol):
@@ -17,14 +22,9 @@ class OwnWorker(Protocol):
 
 
 async def start_own_worker(worker: WorkerSettings, position: int) -> OwnWorker | None:
-    """Start the worker on a free loopback port; None if it is somebody else's, at a URL."""
+    """Start the worker on a free loopback port; None if it is somebody else's, at a URL. Raises CannotStart."""
     if worker.embedded is not None:
-        from bellmare.workers.embedded.server import EmbeddedConfig, start_embedded_worker
-
-        wanted = worker.embedded
-        folder = await asyncio.to_thread(_models_folder, wanted.models)
-        config = EmbeddedConfig(models_dir=folder, memory_bytes=wanted.memory_bytes, parallel=wanted.parallel)
-        return await start_embedded_worker(config, host="127.0.0.1", port=0)
+        return await _start_embedded(worker.name, worker.embedded)
     if worker.sim is not None:
         from bellmare.workers.sim.server import SimConfig, start_sim_worker
 
@@ -39,6 +39,18 @@ async def start_own_worker(worker: WorkerSettings, position: int) -> OwnWorker |
             port=0,
         )
     return None
+
+
+async def _start_embedded(name: str, wanted: EmbeddedSettings) -> OwnWorker:
+    from bellmare.workers.embedded.fetch import FetchError
+    from bellmare.workers.embedded.server import EmbeddedConfig, EngineNotInstalledError, start_embedded_worker
+
+    try:
+        folder = await asyncio.to_thread(_models_folder, wanted.models)
+        config = EmbeddedConfig(models_dir=folder, memory_bytes=wanted.memory_bytes, parallel=wanted.parallel)
+        return await start_embedded_worker(config, host="127.0.0.1", port=0)
+    except (FetchError, EngineNotInstalledError, OSError) as error:
+        raise CannotStart(f"worker '{name}': {error}") from error
 
 
 def _models_folder(wanted: str | None) -> Path:

@@ -2,11 +2,15 @@
 
 import asyncio
 import os
-from collections.abc import Awaitable, Callable
+import socket
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AsyncExitStack, contextmanager
 from pathlib import Path
 
+from fastapi import FastAPI
+
 from bellmare import __version__
-from bellmare.admin.app import LOOPBACK_HOSTS, admin_app
+from bellmare.admin.app import LOOPBACK_HOSTS, Front, admin_app
 from bellmare.admin.listener import AdminListener, listen_admin
 from bellmare.cli.own_workers import start_own_worker
 from bellmare.core.decisions import Load, Unload
@@ -17,7 +21,7 @@ from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.app import Gateway
 from bellmare.gateway.conversation import GatewayTimeouts
 from bellmare.http.client import Upstream
-from bellmare.http.server import Server, listen
+from bellmare.http.server import Server, bind
 from bellmare.observability.logs import Logs, OperationFields
 from bellmare.observability.metrics import Metrics
 from bellmare.runtime.clock import Clock
@@ -28,6 +32,7 @@ from bellmare.runtime.observer import INTERVAL_S, Observer
 from bellmare.runtime.recorder import Recorder, header_line
 from bellmare.runtime.tasks import Tasks
 from bellmare.settings import Settings, WorkerSettings
+from bellmare.settings.addresses import Address
 from bellmare.workers.capacity import local_capacity_bytes
 from bellmare.workers.ollama import OllamaWorker
 from bellmare.workers.ollama import WorkerSettings as AdapterSettings
@@ -35,6 +40,24 @@ from bellmare.workers.ollama import WorkerSettings as AdapterSettings
 SETTLE_TIMEOUT_S = 15.0
 """How long start-up waits for workers to answer; those that do not join later."""
 CLOSE_GRACE_S = 30.0
+STEP_TIMEOUT_S = 15.0
+"""Of each step of the end beyond the grace: embedded workers have 5 s of their own, and then end their children."""
+
+
+class CannotListen(OSError):  # noqa: N818 - of the world, not of ours
+    """An address of ours is taken, or not this machine's."""
+
+
+@contextmanager
+def _binding(address: Address) -> Iterator[None]:
+    try:
+        yield
+    except TimeoutError:  # an OSError too, but not of binding
+        raise
+    except OSError as error:
+        number = error.errno or 0  # asyncio's own text names the address again
+        reason = os.strerror(number) if number > 0 else error.strerror or str(error)
+        raise CannotListen(f"cannot listen on {address}: {reason}") from error
 
 
 def record_folder(path: str | None) -> Path:
@@ -54,8 +77,8 @@ class Service:
         self.clock = Clock()
         self.tasks = Tasks(lambda name, error: logs.error(f"task '{name}' failed", error=error))
         engine = Engine(settings.core_config())
-        self.recorder = self._open_recorder(engine)
-        self.driver = Driver(engine, self.clock, self.recorder)
+        self.recorder: Recorder | None = None
+        self.driver = Driver(engine, self.clock)
         self.metrics = Metrics(engine)
         self.driver.watch(self.metrics.step)
         self.fleet = WorkerFleet(self.driver, Observer(self.driver, self.tasks, interval_s=observe_every_s), self.tasks)
@@ -75,6 +98,8 @@ class Service:
         self._server: Server | None = None
         self._admin: AdminListener | None = None
         self._own_workers: list[Callable[[], Awaitable[None]]] = []
+        self._unready = "starting"
+        self._in_a_hurry = False
 
     @property
     def port(self) -> int:
@@ -86,31 +111,54 @@ class Service:
     def admin_port(self) -> int | None:
         return self._admin.port if self._admin is not None else None
 
-    def _open_recorder(self, engine: Engine) -> Recorder | None:
-        record = self.settings.record
+    def _record(self) -> None:
+        """Begin the event log, if it is wanted and can be written: its first line is the state of this moment."""
+        record, engine = self.settings.record, self.driver.engine
         if record is None:
-            return None
+            return
         config = engine.config
 
         def header() -> bytes:
             return header_line(__version__, config, engine.snapshot())
 
-        return Recorder(
-            record_folder(record.path), header=header, file_bytes_max=record.file_bytes, files_max=record.keep
-        )
+        try:
+            folder = record_folder(record.path)
+            self.recorder = Recorder(folder, header=header, file_bytes_max=record.file_bytes, files_max=record.keep)
+        except (OSError, RuntimeError) as error:  # RuntimeError: nobody knows where home is
+            self.logs.warning("no event log: its folder cannot be written; set `record.path`", error=str(error))
+            return
+        self.driver.record_with(self.recorder)
 
     async def start(self) -> None:
-        """Start own workers, join all, observe, then listen. Raises OSError for a port that is taken."""
+        """Take the addresses, start own workers, join all, observe, then let clients in.
+
+        Raises CannotListen for an address that cannot be had, CannotStart for a worker of our own. The log begins
+        before the first step, but after the addresses: a start in vain must not push older files out.
+        """
         settings = self.settings
+        with _binding(settings.listen):
+            self._server = await bind(self.gateway, settings.listen.host, settings.listen.port)
+        if settings.admin is not None:
+            with _binding(settings.admin):
+                self._admin = await listen_admin(
+                    self._admin_app(settings.admin), settings.admin.host, settings.admin.port
+                )
+        self._record()
         for position, worker in enumerate(settings.workers):
             await self._add(worker, position)
         await self.fleet.settled(SETTLE_TIMEOUT_S)
-        self._server = await listen(self.gateway, settings.listen.host, settings.listen.port)
-        if settings.admin is not None:
-            hosts = LOOPBACK_HOSTS if settings.admin.loopback else ("*",)
-            app = admin_app(self.driver, self.fleet, self.metrics, hosts=hosts)
-            self._admin = await listen_admin(app, settings.admin.host, settings.admin.port)
+        self._warn_of_shared_memory()
+        with _binding(settings.listen):
+            await self._server.accept()
+        self._unready = ""
         self.logs.info("listening", gateway=f"{settings.listen.host}:{self.port}", admin_port=self.admin_port)
+
+    def _admin_app(self, address: Address) -> FastAPI:
+        hosts = (*LOOPBACK_HOSTS, address.host)
+        if not address.loopback:
+            hosts = (*hosts, socket.gethostname())
+        front = Front(unready=lambda: self._unready, core_id=self.gateway.core_id)
+        return admin_app(self.driver, self.fleet, self.metrics, hosts=hosts, front=front)
 
     async def _add(self, worker: WorkerSettings, position: int) -> None:
         own = await start_own_worker(worker, position)
@@ -131,15 +179,29 @@ class Service:
         )
 
     def _adapter_settings(self, worker: WorkerSettings) -> AdapterSettings:
-        local = worker.url.loopback if worker.url is not None else False
+        alone = worker.vram_bytes is None and self._here() == [worker]
         return AdapterSettings(
             kind=worker.kind,
             capacity_bytes=worker.vram_bytes,
             headroom=self.settings.headroom_bytes,
             parallel=worker.parallel,
             runners_max=worker.max_loaded,
-            local_capacity_bytes=local_capacity_bytes() if local and worker.vram_bytes is None else None,
+            local_capacity_bytes=local_capacity_bytes() if alone else None,
         )
+
+    def _here(self) -> list[WorkerSettings]:
+        """Somebody else's servers on this machine: they share its memory in a way that only the operator knows."""
+        return [worker for worker in self.settings.workers if worker.url is not None and worker.url.loopback]
+
+    def _warn_of_shared_memory(self) -> None:
+        here = self._here()
+        if len(here) < 2:
+            return
+        known = {worker.worker for worker in self.driver.engine.fleet.state.workers.values() if worker.capacity_known}
+        silent = [worker.name for worker in here if worker.vram_bytes is None and worker.name not in known]
+        if silent:
+            text = "several workers share this machine's memory, so their parts are guessed; set `workers[].vram`"
+            self.logs.warning(text, workers=", ".join(silent))
 
     def _report(self, decision: Load | Unload, event: OperationEnded, took_us: int) -> None:
         self.metrics.operation(decision, event, took_us)
@@ -158,15 +220,43 @@ class Service:
             line["error"] = event.detail
         self.logs.operation_line(**line)
 
-    async def close(self, *, grace_s: float = CLOSE_GRACE_S) -> None:
-        """Let answers under way finish within ``grace_s``, then stop. Nothing is unloaded: a restart adopts it."""
+    def cut(self) -> None:
+        """Let the grace of a :meth:`close`, under way or to come, be over."""
+        self._in_a_hurry = True
         if self._server is not None:
-            await self._server.close(grace_s)
-        if self._admin is not None:
-            await self._admin.close()
-        self.driver.close()
-        await self.tasks.close()
-        await self.fleet.close()
-        await asyncio.gather(*(close() for close in self._own_workers))
-        if self.recorder is not None:
-            await asyncio.to_thread(self.recorder.close)
+            self._server.end_grace()
+
+    async def close(self, *, grace_s: float = CLOSE_GRACE_S) -> None:
+        """Let answers under way finish within ``grace_s``, then stop. Nothing is unloaded: a restart adopts it.
+
+        A step that fails or hangs is logged and keeps no later one from being taken, nor does a cancellation.
+        """
+        self._unready = "draining"
+        grace_s = 0.0 if self._in_a_hurry else grace_s
+        async with AsyncExitStack() as steps:  # they run from the last one to the first
+            if self.recorder is not None:
+                steps.push_async_callback(self._end, "event log", asyncio.to_thread, self.recorder.close)
+            for close in self._own_workers:
+                steps.push_async_callback(self._end, "own worker", close)
+            steps.push_async_callback(self._end, "workers", self.fleet.close)
+            steps.push_async_callback(self._end, "tasks", self.tasks.close)
+            steps.callback(self.driver.close)
+            if self._admin is not None:
+                steps.push_async_callback(self._end, "admin", self._admin.close)
+            if self._server is not None:
+                steps.push_async_callback(self._drain, self._server, grace_s)
+
+    async def _drain(self, server: Server, grace_s: float) -> None:
+        async def drain() -> None:
+            await server.close(grace_s, on_cut=self.gateway.end_all)
+
+        await self._end("gateway", drain, timeout_s=grace_s + STEP_TIMEOUT_S)
+
+    async def _end(
+        self, what: str, step: Callable[..., Awaitable[None]], *arguments: object, timeout_s: float = STEP_TIMEOUT_S
+    ) -> None:
+        try:
+            async with asyncio.timeout(timeout_s):
+                await step(*arguments)
+        except Exception as error:  # noqa: BLE001 - the later steps must be taken: children end, the log is flushed
+            self.logs.error(f"closing: {what} failed", error=error)

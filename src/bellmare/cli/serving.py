@@ -5,7 +5,8 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NoReturn
 
@@ -13,11 +14,13 @@ from rich.console import Console
 
 from bellmare.cli import banner
 from bellmare.cli.discovery import Found, NothingFound, find_workers
-from bellmare.cli.service import Service
+from bellmare.cli.own_workers import CannotStart
+from bellmare.cli.service import CannotListen, Service
 from bellmare.observability.logs import open_logs
 from bellmare.settings import Settings, SettingsError, load_settings
 
 DEFAULT_FILE = Path("bellmare.yaml")
+EXIT_NOT_STARTED = 1
 EXIT_SETTINGS = 2
 EXIT_NOTHING_FOUND = 3
 EXIT_PORT_TAKEN = 4
@@ -60,20 +63,38 @@ def serve_command(
         overrides["workers"] = [{"url": url} for url in workers]
     settings = read_settings(config, overrides)
     console = Console(stderr=True)
-    found: Found | None = None
-    if discover and not settings.workers:
-        try:
-            found = find_workers(settings, console)
-        except NothingFound as nothing:
-            fail(str(nothing), EXIT_NOTHING_FOUND)
-        settings = settings.with_workers(*found.workers)
-    elif not settings.workers:
+    if not settings.workers and not discover:
         fail("no workers are set; name them in bellmare.yaml or with --worker, or use `bellmare up`", EXIT_SETTINGS)
-    try:
-        _run(_serve(settings, found, console=None if quiet else console))
-    finally:
-        if found is not None:
+    found = Found()
+    with _sigterm_unwinds():
+        try:
+            if not settings.workers:
+                settings = _discover(settings, console, found)
+            _run(_serve(settings, found, console=None if quiet else console))
+        finally:
             found.close()
+
+
+def _discover(settings: Settings, console: Console, found: Found) -> Settings:
+    try:
+        find_workers(settings, console, found)
+    except NothingFound as nothing:
+        fail(str(nothing), EXIT_NOTHING_FOUND)
+    return settings.with_workers(*found.workers)
+
+
+@contextmanager
+def _sigterm_unwinds() -> Iterator[None]:
+    """SIGTERM ends as Ctrl-C does, through every ``finally``, until the loop takes the signals over."""
+
+    def leave(number: int, _frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    before = signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _run(work: Coroutine[None, None, None]) -> None:
@@ -86,40 +107,75 @@ def _run(work: Coroutine[None, None, None]) -> None:
     uvloop.run(work)
 
 
-async def _serve(settings: Settings, found: Found | None, *, console: Console | None) -> None:
+async def _serve(settings: Settings, found: Found, *, console: Console | None) -> None:
     logs = open_logs(level=settings.log.level, line_format=settings.log.format)
     logs.capture_standard()
     for warning in settings.warnings:
         logs.warning(warning)
     service = Service(settings, logs)
-    stop = _stop_on_signals()
     try:
-        try:
-            await service.start()
-        except OSError as error:
-            _port_taken(settings, error)
-        gc.collect()
-        gc.freeze()  # what start-up made lives for ever: the collector need not look at it again
-        if console is not None:
-            banner.show(console, service, found)
-        await stop.wait()
-        logs.info("stopping", requests=service.driver.requests)
+        with _Stop(service) as stop:
+            try:
+                if await _started(service, stop):
+                    gc.collect()
+                    gc.freeze()  # what start-up made lives for ever: the collector need not look at it again
+                    if console is not None:
+                        banner.show(console, service, found if found.how else None)
+                    await stop.asked.wait()
+                logs.info("stopping; a second signal cuts what still runs", requests=service.driver.requests)
+            finally:
+                await service.close()
     finally:
-        await service.close()
         logs.close()
 
 
-def _port_taken(settings: Settings, error: OSError) -> NoReturn:
-    hint = "is another bellmare running? choose another port with --listen and --admin"
-    fail(f"cannot listen on {settings.listen} or {settings.admin}: {error.strerror}; {hint}", EXIT_PORT_TAKEN)
+async def _started(service: Service, stop: "_Stop") -> bool:
+    """Whether the service stands; not if a signal came first. What keeps it from standing ends the process in words."""
+    try:
+        async with asyncio.timeout(None) as stop.start:
+            await service.start()
+    except CannotListen as error:
+        fail(f"{error}; is another bellmare running? choose another port with --listen and --admin", EXIT_PORT_TAKEN)
+    except (OSError, CannotStart) as error:
+        if not (isinstance(error, TimeoutError) and stop.asked.is_set()):
+            fail(f"cannot start: {str(error) or type(error).__name__}", EXIT_NOT_STARTED)
+    finally:
+        stop.start = None
+    return not stop.asked.is_set()
 
 
-def _stop_on_signals() -> asyncio.Event:
-    stop = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        try:
-            loop.add_signal_handler(number, stop.set)
-        except NotImplementedError:  # Windows
-            signal.signal(number, lambda *_: stop.set())
-    return stop
+class _Stop:
+    """SIGINT and SIGTERM while it lasts: the first stops in good order, the second cuts what still runs."""
+
+    def __init__(self, service: Service) -> None:
+        self.asked = asyncio.Event()
+        self.start: asyncio.Timeout | None = None
+        """While the service starts: the first signal gives that up."""
+        self._service = service
+        self._loop = asyncio.get_running_loop()
+        self._sigterm_before = signal.getsignal(signal.SIGTERM)
+
+    def __enter__(self) -> "_Stop":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._loop.add_signal_handler(number, self._signalled)
+            except NotImplementedError:  # Windows
+                signal.signal(number, lambda *_: self._loop.call_soon_threadsafe(self._signalled))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """From here on a signal unwinds what is left."""
+        for number in (signal.SIGINT, signal.SIGTERM):
+            try:
+                self._loop.remove_signal_handler(number)
+            except NotImplementedError:  # Windows
+                signal.signal(number, signal.default_int_handler)
+        signal.signal(signal.SIGTERM, self._sigterm_before)
+
+    def _signalled(self) -> None:
+        if self.asked.is_set():
+            self._service.cut()
+            return
+        self.asked.set()
+        if self.start is not None and not self.start.expired():
+            self.start.reschedule(self._loop.time())

@@ -42,7 +42,7 @@ def admit(fleet: Fleet, event: RequestArrived) -> None:
         why, retry_us = refusal
         reject(fleet, request, why, retry_us=retry_us)
         return
-    state.requests[request.request] = request
+    fleet.add_request(request)
     enqueue(fleet, request)
 
 
@@ -60,7 +60,7 @@ def _run_at_once(fleet: Fleet, model: Model, request: Request) -> bool:
     for _, index in fleet.open[model.model]:
         worker = fleet.at(index)
         if fleet.holds(worker, request):
-            fleet.state.requests[request.request] = request
+            fleet.add_request(request)
             dispatch(fleet, request, worker, runner=worker.runners[model.model])
             return True
     return False

@@ -70,6 +70,10 @@ def _models(fleet: Fleet) -> Iterator[str]:
         healthy = [w for w in model.holders if fleet.state.workers[w].healthy]
         if len(healthy) != model.healthy_holders:
             yield f"{model.model}: counts {model.healthy_holders} healthy holders, has {len(healthy)}"
+        if fleet.live[model.model] != sum(1 for r in fleet.state.requests.values() if r.model == model.model):
+            yield f"{model.model}: counts {fleet.live[model.model]} requests"
+        if fleet.unused(model):
+            yield f"{model.model}: is kept although nothing refers to it"
         if head is None:
             continue
         supplied = bool(model.placements) or model.want is not Want.nothing or not healthy
@@ -90,6 +94,9 @@ def _indexes(fleet: Fleet) -> Iterator[str]:
         if runner.residency is Residency.resident and worker.healthy and runner.used < runner.slots
     }
     listed = {(model, index) for model, entries in fleet.open.items() for _, index in entries}
+    for index in (fleet.queues, fleet.open, fleet.ready_slots, fleet.loading, fleet.live):
+        if index.keys() != fleet.state.models.keys():
+            yield f"models are listed wrongly: {sorted(index.keys() ^ fleet.state.models.keys())[:3]}"
     if open_now != listed:
         yield f"free runners are listed wrongly: {sorted(open_now ^ listed)[:3]}"
     room = {(w.free_bytes, w.index) for w in fleet.state.workers.values() if fleet.available(w)}

@@ -96,6 +96,7 @@ class Engine:
                 break
             self._timers[due[1]](due[2], due[3])
         scheduler.run(fleet, self.policy)
+        fleet.clear_timers()
         self.story.record(now_us, event, fleet.out)
         return fleet.out
 
@@ -157,7 +158,9 @@ class Engine:
         for runner in list(worker.runners.values()):
             fleet.move(worker, runner, Cue.gone)
         if worker.operation is not None:
-            del fleet.state.operations[worker.operation]
+            fleet.doubt(fleet.state.operations.pop(worker.operation).model)
+        for model_id in worker.left:
+            fleet.doubt(model_id)
         del fleet.state.workers[event.worker]
         worker.operation = None
         fleet.refresh_room(worker)
@@ -166,7 +169,7 @@ class Engine:
     # ------------------------------------------------------------------ requests
 
     def _request_cancelled(self, event: RequestCancelled) -> None:
-        request = self.fleet.state.requests.pop(event.request, None)
+        request = self.fleet.drop_request(event.request)
         if request is None:
             return
         if request.phase is RequestPhase.waiting:
@@ -189,7 +192,7 @@ class Engine:
 
     def _request_finished(self, event: RequestFinished) -> None:
         fleet = self.fleet
-        request = fleet.state.requests.pop(event.request, None)
+        request = fleet.drop_request(event.request)
         if request is None:
             return
         assert request.phase is RequestPhase.running, "only a dispatched request can finish"

@@ -136,7 +136,7 @@ def bury_zombies(fleet: Fleet, worker: Worker, runner: Runner) -> None:
 
 def reject(fleet: Fleet, request: Request, refusal: Refusal, *, detail: str = "", retry_us: int = 0) -> None:
     """End a request without an answer. It must hold no slot."""
-    if fleet.state.requests.pop(request.request, None) is not None and request.phase is RequestPhase.waiting:
+    if fleet.drop_request(request.request) is not None and request.phase is RequestPhase.waiting:
         leave_queue(fleet, request)
         fleet.touch(request.model)
     retry_after = _honest(fleet, request.request, retry_us) if retry_us else SpanUs(0)

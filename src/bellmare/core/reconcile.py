@@ -126,6 +126,7 @@ def _unvote(fleet: Fleet, worker: Worker, entry: StoredModel) -> None:
     if not model.holders[worker.worker]:
         del model.holders[worker.worker]
         fleet.holders_changed(model)
+        fleet.doubt(model.model)
         if worker.healthy:
             change_holders(fleet, model, -1)
 
@@ -145,7 +146,10 @@ def _take_loaded(fleet: Fleet, worker: Worker, event: WorkerObserved) -> None:
         if runner.model not in seen and not _newer(fleet, worker, runner, started_us=event.started_us):
             fleet.count("found_gone")
             fleet.move(worker, runner, Cue.gone)
-    worker.left = {model: left_us for model, left_us in worker.left.items() if left_us >= event.started_us}
+    for model_id, left_us in list(worker.left.items()):
+        if left_us < event.started_us:
+            del worker.left[model_id]
+            fleet.doubt(model_id)
 
 
 def _newer(fleet: Fleet, worker: Worker, runner: Runner, *, started_us: InstantUs) -> bool:

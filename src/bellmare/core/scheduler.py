@@ -45,6 +45,8 @@ def _settle(fleet: Fleet, policy: EvictionPolicy) -> None:
             if model is not None:
                 queueing.serve(fleet, model)
                 _reassess(fleet, policy, model)
+                if not model.holders:
+                    fleet.forget_unused(model)
         if fleet.dirty_workers:
             worker = fleet.state.workers.get(_take(fleet.dirty_workers))
             if worker is not None:
@@ -210,6 +212,8 @@ def _carry_on(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
 
 
 def _still_wanted(fleet: Fleet, model: Model, placement: Placement) -> bool:
+    if not model.holders:
+        return False
     if placement.cause is LoadCause.demand:
         return model.waiting > 0 or fleet.model_config(model).pinned
     return placement.cause is not LoadCause.replica or model.waiting > 0

@@ -1,5 +1,6 @@
 """The gateway's application: routes, parsing, and what all conversations share. Unknown paths reach no worker."""
 
+import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.catalogue import Catalogue
 from bellmare.gateway.conversation import Conversation, GatewayTimeouts
 from bellmare.gateway.errands import Errand
+from bellmare.gateway.guard import LOOPBACK_GUARD, Guard
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
@@ -23,6 +25,7 @@ from bellmare.runtime.fleet import WorkerFleet
 
 BODY_BYTES_MAX = 64 << 20
 SMALL_BODY_BYTES_MAX = 64 << 10
+CORE_IDS_MAX = 10_000
 _PUBLIC_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
@@ -46,14 +49,19 @@ class Gateway:
         accounts: Accounts,
         timeouts: GatewayTimeouts,
         body_bytes_max: int = BODY_BYTES_MAX,
-    ) -> None:
+        guard: Guard = LOOPBACK_GUARD,
+    ) -> None:  # tidy: what the data plane of a process consists of
         self.driver = driver
         self.fleet = fleet
         self.accounts = accounts
         self.timeouts = timeouts
         self.catalogue = Catalogue(driver, fleet)
+        self.guard = guard
         self._born = f"{driver.clock.wall_us():x}"
         self._count = 0
+        self._open: dict[RequestId, Conversation] = {}
+        self._core_ids: dict[str, RequestId] = {}
+        """For requests that brought their own id, what the core calls them; the newest ``CORE_IDS_MAX``."""
         self._routes = self._table(body_bytes_max)
 
     def _table(self, body: int) -> dict[str, Route]:
@@ -76,6 +84,9 @@ class Gateway:
     # ------------------------------------------------------------------ http.Application
 
     def on_head(self, request: Request) -> Refusal | int:
+        if not self.guard.lets_pass(request):
+            self.accounts.refused_early(403)
+            return Refusal(status=403, close=True)
         route = self._route(request.path)
         if route is None:
             self.accounts.refused_early(404)
@@ -128,6 +139,11 @@ class Gateway:
         theirs = exchange.request.header(b"x-request-id")
         public = theirs.decode() if theirs is not None and _PUBLIC_ID.fullmatch(theirs) else request
         conversation = Conversation(self, exchange, errand, request=request, public_id=public)
+        self._open[request] = conversation
+        if public != request:
+            self._core_ids[public] = request
+            if len(self._core_ids) > CORE_IDS_MAX:
+                del self._core_ids[next(iter(self._core_ids))]
         conversation.begin(InstantUs(conversation.arrived_us + int(self.timeouts.queue_s * SECOND_US)))
 
     def _release(self, exchange: Exchange, errand: Errand) -> None:
@@ -155,4 +171,19 @@ class Gateway:
         return list(self.driver.engine.fleet.state.votes)
 
     def account(self, conversation: Conversation) -> None:
+        del self._open[conversation.request]
         self.accounts.ended(conversation, self.driver.clock.now_us())
+
+    def report(self, what: str, error: BaseException) -> None:
+        asyncio.get_running_loop().call_exception_handler({"message": what, "exception": error})
+
+    # ------------------------------------------------------------------ for the rest of the process
+
+    def core_id(self, public_id: str) -> str | None:
+        """What the core calls a request that its client called ``public_id``; None if that is not remembered."""
+        return self._core_ids.get(public_id)
+
+    def end_all(self) -> None:
+        """The grace of a shutdown is over: every request under way gets its error, none is cut in silence."""
+        for conversation in list(self._open.values()):
+            conversation.shut()

@@ -1,14 +1,16 @@
 """The fleet seen as one Ollama: merged lists of what is stored and what is loaded, answered from memory."""
 
+import asyncio
 from typing import Any
 
 import msgspec
 
 from bellmare.gateway import replies
+from bellmare.gateway.faults import public_text
 from bellmare.http.client import UpstreamError
 from bellmare.http.exchange import Exchange
 from bellmare.protocols import ollama
-from bellmare.protocols.errors import Dialect, InvalidRequest, render_error
+from bellmare.protocols.errors import Dialect, InvalidRequest, render_error, upstream_error_text
 from bellmare.protocols.names import canonical_name, close_names, display_name
 from bellmare.protocols.openai import model_entry, models_list
 from bellmare.protocols.rfc3339 import parse_rfc3339
@@ -17,6 +19,8 @@ from bellmare.runtime.fleet import WorkerFleet
 from bellmare.workers.ollama import OllamaWorker
 
 SHOW_TIMEOUT_S = 30.0
+SHOWS_MAX = 64
+"""Questions for model details under way over all clients; an answer may be megabytes."""
 UNKNOWN_VERSION = "0.0.0"
 
 
@@ -26,6 +30,7 @@ class Catalogue:
     def __init__(self, driver: Driver, fleet: WorkerFleet) -> None:
         self._driver = driver
         self._fleet = fleet
+        self._shows = 0
 
     def root(self, exchange: Exchange) -> None:
         exchange.respond(200, [replies.TEXT], b"Ollama is running")
@@ -84,18 +89,19 @@ class Catalogue:
         if port is None:
             self._not_found(exchange, request.model or "", name, dialect=Dialect.ollama)
             return
-        body = ollama.encode_show(request, model=port.tags[name].name)
-        self._fleet.tasks.spawn(self._show(exchange, port, body), name="show")
-
-    @staticmethod
-    async def _show(exchange: Exchange, port: OllamaWorker, body: bytes) -> None:
-        try:
-            answer = await port.upstream.fetch("POST", "/api/show", body=body, timeout_s=SHOW_TIMEOUT_S)
-        except UpstreamError:
-            text = f"worker '{port.worker}' did not answer"
-            exchange.respond(502, [replies.JSON], render_error(Dialect.ollama, 502, text))
+        if self._shows >= SHOWS_MAX:
+            text = "too many requests for model details are under way: try again in 1 s"
+            headers = [replies.JSON, (b"retry-after", b"1"), (b"retry-after-ms", b"1000")]
+            exchange.respond(429, headers, render_error(Dialect.ollama, 429, text))
             return
-        exchange.respond(answer.status, [replies.JSON], answer.body)
+        body = ollama.encode_show(request, model=port.tags[name].name)
+        self._shows += 1
+        task = self._fleet.tasks.spawn(_show(exchange, port, body), name="show")
+        task.add_done_callback(self._show_ended)
+        exchange.listener = _Leaver(task)
+
+    def _show_ended(self, task: "asyncio.Task[None]") -> None:
+        self._shows -= 1
 
     def _holder(self, name: str) -> OllamaWorker | None:
         """A healthy worker that binds ``name`` to the blob that serves it."""
@@ -126,6 +132,36 @@ class Catalogue:
         if close:
             text += "; did you mean " + " or ".join(f"'{other}'" for other in close) + "?"
         exchange.respond(404, [replies.JSON], render_error(dialect, 404, text))
+
+
+class _Leaver:
+    """Listens for a client that leaves while a worker is asked for it."""
+
+    def __init__(self, task: "asyncio.Task[None]") -> None:
+        self._task = task
+
+    def on_disconnect(self) -> None:
+        self._task.cancel()
+
+    def on_pause(self) -> None:
+        """One answer in one write: there is nothing to hold back."""
+
+    def on_resume(self) -> None:
+        """As ``on_pause``."""
+
+
+async def _show(exchange: Exchange, port: OllamaWorker, body: bytes) -> None:
+    try:
+        answer = await port.upstream.fetch("POST", "/api/show", body=body, timeout_s=SHOW_TIMEOUT_S)
+    except UpstreamError:
+        text = f"worker '{port.worker}' did not answer"
+        exchange.respond(502, [replies.JSON], render_error(Dialect.ollama, 502, text))
+        return
+    if answer.status == 200:
+        exchange.respond(200, [replies.JSON], answer.body)
+        return
+    text = public_text(answer.status, upstream_error_text(answer.body))
+    exchange.respond(answer.status, [replies.JSON], render_error(Dialect.ollama, answer.status, text))
 
 
 def _instant(text: str) -> int:

@@ -21,7 +21,7 @@ from bellmare.core.events import (
 from bellmare.core.units import InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
 from bellmare.gateway.errands import Errand, Stamp
-from bellmare.gateway.faults import STATUS_LEFT, is_crash
+from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, is_crash, public_text
 from bellmare.gateway.translate import TooLong, Translator
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
@@ -32,6 +32,7 @@ from bellmare.protocols.ollama import encode_for_worker
 from bellmare.runtime.driver import Driver
 from bellmare.workers.ollama import FAULTS
 
+SHUTTING_DOWN = "the gateway is shutting down"
 ERROR_BODY_BYTES_MAX = 64 << 10
 """Of a worker's error answer only so much is read."""
 
@@ -60,6 +61,8 @@ class Desk(Protocol):
     def known_names(self) -> list[str]: ...
 
     def account(self, conversation: "Conversation") -> None: ...
+
+    def report(self, what: str, error: BaseException) -> None: ...
 
 
 class Conversation:
@@ -156,7 +159,6 @@ class Conversation:
     def on_reject(self, decision: Reject) -> None:
         """The core will not run it."""
         self.refusal = str(decision.refusal)
-        self.detail = decision.detail
         status = replies.STATUS[decision.refusal]
         text = replies.refusal_text(decision, self.errand.spelling, self.desk.known_names())
         self._respond_error(status, text, headers=replies.refusal_headers(decision))
@@ -176,29 +178,32 @@ class Conversation:
         assert translator is not None, "data comes after dispatch"
         try:
             ready = translator.feed(data)
-        except (LineTooLong, TooLong, BadAnswer) as error:
-            self._drop_call()
-            self._broke(FaultKind.bad_answer, str(error))
-            return
-        if translator.error is not None and not self.exchange.started:
-            return  # the whole answer is an error: told at its end
-        if ready:
-            if not self.exchange.started:
-                self._start(translator)
-            self.exchange.write(ready)
+            if ready:
+                if not self.exchange.started:
+                    self._start(translator)
+                self.exchange.write(ready)
+        except Exception as error:  # noqa: BLE001 - whatever a worker's bytes do to a codec, the request must end
+            self._unreadable(error)
 
     def on_end(self) -> None:
         self._call = None
+        try:
+            self._complete()
+        except Exception as error:  # noqa: BLE001 - as above
+            self._unreadable(error)
+
+    def on_failure(self, failure: UpstreamFailure) -> None:
+        self._call = None
+        self._broke(FAULTS[failure.kind], failure.detail)
+
+    def _complete(self) -> None:
+        """The worker's answer has ended in order: it may still be an error, or no whole answer."""
         translator = self.translator
         assert translator is not None, "an answer ends after dispatch"
         if self._upstream_status != 200:
             self._error_answer(self._upstream_status, upstream_error_text(self._error_body))
             return
-        try:
-            rest = translator.end()
-        except BadAnswer as error:
-            self._broke(FaultKind.bad_answer, str(error))
-            return
+        rest = translator.end()
         if translator.error is not None:
             self._error_inside(translator.error)
         elif translator.final is None:
@@ -211,9 +216,14 @@ class Conversation:
             self.exchange.respond(200, self._headers(translator), rest)
             self._finish(Outcome.completed, status=200)
 
-    def on_failure(self, failure: UpstreamFailure) -> None:
-        self._call = None
-        self._broke(FAULTS[failure.kind], failure.detail)
+    def _unreadable(self, error: Exception) -> None:
+        """A limit, a bad answer, or a bug of ours that a worker's bytes found: in any case the end of this attempt."""
+        if self.ended:
+            raise error
+        if not isinstance(error, LineTooLong | TooLong | BadAnswer):
+            self.desk.report("an answer could not be translated", error)
+        self._drop_call()
+        self._broke(FaultKind.bad_answer, str(error))
 
     # ------------------------------------------------------------------ the client's side
 
@@ -245,36 +255,59 @@ class Conversation:
         elif is_crash(status, text):
             self._try_elsewhere(FaultKind.crashed, text)
         elif 400 <= status < 600:
-            self._respond_error(status, text)
+            self._respond_error(status, public_text(status, text))
             self._finish(Outcome.failed, status=status, detail=text)
         else:
             self._try_elsewhere(FaultKind.bad_answer, f"status {status}")
 
     def _error_inside(self, text: str) -> None:
-        """An error within a 200: as a status if nothing was sent, else the worker's own line has told it already."""
+        """An error within a 200: as a status if nothing was sent, else as the dialect's error frame."""
         if not self.exchange.started:
             self._error_answer(500, text)
             return
-        self.exchange.finish()
         fault = FaultKind.crashed if is_crash(500, text) else None
+        self._cut(public_text(500, text))
         self._finish(Outcome.failed, status=200, detail=text, fault=fault)
 
     def _broke(self, fault: FaultKind, detail: str) -> None:
-        """The answer will not be completed: elsewhere if the client has seen nothing, else one error frame."""
-        if not self.exchange.started:
+        """The connection will bring no more: was it whole, may another worker try, or is it one error frame?"""
+        translator = self.translator
+        assert translator is not None, "an answer breaks after dispatch"
+        if translator.error is not None and self._upstream_status == 200:
+            self._error_inside(translator.error)
+        elif not self.exchange.started:
             self._try_elsewhere(fault, detail)
-            return
+        elif translator.final is not None:  # the client has its whole answer; only the last chunk is missing
+            self.exchange.finish()
+            self._finish(Outcome.completed, status=200)
+        else:
+            self._cut(BROKEN_TEXT)
+            self._finish(Outcome.failed, status=200, detail=detail, fault=fault)
+
+    def _cut(self, text: str) -> None:
         assert self.translator is not None
-        self.exchange.write(self.translator.cut("the model's worker failed before the answer was complete"))
+        self.exchange.write(self.translator.cut(text))
         self.exchange.finish()
-        self._finish(Outcome.failed, status=200, detail=detail, fault=fault)
 
     def _try_elsewhere(self, fault: FaultKind, detail: str) -> None:
+        """``detail`` is for our log only: a worker's words may quote other requests, so they do not reach the core."""
         assert self.dispatched is not None
         self.detail = detail
-        self.desk.driver.feed(
-            DispatchFailed(request=self.request, worker=self.dispatched.worker, fault=fault, detail=detail[:200])
-        )
+        self.desk.driver.feed(DispatchFailed(request=self.request, worker=self.dispatched.worker, fault=fault))
+
+    def shut(self) -> None:
+        """The gateway goes down and cannot wait for it: tell the client, in its dialect, and free the worker."""
+        if self.ended:
+            return
+        self._drop_call()
+        status = 200
+        if self.exchange.started:
+            self._cut(SHUTTING_DOWN)
+        else:
+            status = 503
+            self._respond_error(status, SHUTTING_DOWN, headers=[(b"retry-after", b"1"), (b"retry-after-ms", b"1000")])
+        self.desk.driver.feed(RequestCancelled(request=self.request))
+        self._end("cancelled", status)
 
     def _finish(self, outcome: Outcome, *, status: int, detail: str = "", fault: FaultKind | None = None) -> None:
         """Tell the core that a dispatched request is over."""

@@ -15,6 +15,21 @@ _CRASH_BEGINNINGS = (
 errors of other requests (ollama.md 12)."""
 
 
+FAILED_TEXT = "the model's worker failed"
+BROKEN_TEXT = "the model's worker failed before the answer was complete"
+
+
+def public_text(status: int, text: str) -> str:
+    """What a tenant may read of a worker's error text.
+
+    Errors of the request itself (4xx) are passed on. Of others only a known beginning: the rest may quote paths of the
+    worker and requests of other tenants (ollama.md 12); the log has it all.
+    """
+    if 400 <= status < 500:
+        return text
+    return next((beginning for beginning in _CRASH_BEGINNINGS if text.startswith(beginning)), FAILED_TEXT)
+
+
 def is_crash(status: int, text: str) -> bool:
     """Whether an error answer says that the runner died, so that another may serve the request."""
     return status == 500 and text.startswith(_CRASH_BEGINNINGS)

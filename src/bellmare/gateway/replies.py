@@ -53,8 +53,6 @@ def refusal_text(decision: Reject, name: str, known: Sequence[str]) -> str:
         close = [display_name(other) for other in close_names(name, known)]
         if close:
             text += "; did you mean " + " or ".join(f"'{other}'" for other in close) + "?"
-    elif decision.refusal is Refusal.load_failed and decision.detail:
-        text += f": {decision.detail}"
     return text
 
 

@@ -50,41 +50,43 @@ class Translator(Protocol):
 
 
 class Native:
-    """NDJSON as it comes, held back only up to the next newline."""
+    """NDJSON as it comes, held back up to the next newline. An error line stays here: it is the worker's wording."""
 
     streams = True
     headers: Headers = (NDJSON,)
 
     def __init__(self) -> None:
         self.error: str | None = None
+        self.final: Final | None = None
         self._gate = LineGate(line_bytes_max=LINE_BYTES_MAX)
-        self._last = b""
-        self._begun = False
-
-    @property
-    def final(self) -> Final | None:
-        final = decode_final(self._last)
-        return final if final is not None and final.done else None
 
     def feed(self, data: bytes) -> bytes:
         ready = self._gate.feed(data)
-        if not ready:
-            return b""
-        if not self._begun:
-            self._begun = True
-            self.error = first_error(ready[: ready.index(b"\n")])
+        if self.error is not None or self.final is not None:
+            return b""  # whatever follows the end is nobody's
+        if b'"error"' in ready or b'"done":true' in ready or b'"done": true' in ready:
+            return self._up_to_the_end(ready)
+        return ready
+
+    def _up_to_the_end(self, ready: bytes) -> bytes:
+        """The lines up to the closing one, or before an error line."""
+        end = 0
+        for line in ready.splitlines(keepends=True):
+            self.error = first_error(line)
             if self.error is not None:
-                return b""
-        self._last = ready[ready.rfind(b"\n", 0, -1) + 1 :]
+                return ready[:end]
+            end += len(line)
+            final = decode_final(line)
+            if final is not None and final.done:
+                self.final = final
+                return ready[:end]
         return ready
 
     def end(self) -> bytes:
-        if self.error is None:
-            self.error = first_error(self._last)
         return b""
 
     def cut(self, message: str) -> bytes:
-        return b"" if first_error(self._last) is not None else stream_error(Dialect.ollama, message)
+        return stream_error(Dialect.ollama, message)
 
 
 class Plain:
@@ -145,30 +147,26 @@ class OpenAIStream:
         self._chunks = ChatStream(
             completion_id=completion_id, created_s=created_s, model=model, include_usage=include_usage
         )
-        self._begun = False
 
     def feed(self, data: bytes) -> bytes:
         out: list[bytes] = []
         for line in self._lines.feed(data):
-            if not self._begun:
-                self._begun = True
-                self.error = first_error(line)
-                if self.error is not None:
-                    return b""
-            out.append(self._chunks.line(line))
-            if self._chunks.finished or self._chunks.failed:
-                self._close(line)
+            if self.error is not None or self.final is not None:
+                break  # whatever follows the end is nobody's
+            self.error = first_error(line) if b'"error"' in line else None
+            if self.error is not None:
+                break
+            events = self._chunks.line(line)
+            if self._chunks.failed:
+                self.error = self._chunks.error
+                break
+            out.append(events)
+            if self._chunks.finished:
+                self.final = decode_final(line)
         return b"".join(out)
-
-    def _close(self, line: bytes) -> None:
-        final = decode_final(line)
-        if final is not None and final.done and not self._chunks.failed:
-            self.final = final
-        elif self.error is None:
-            self.error = first_error(line) or "the worker's answer could not be read"
 
     def end(self) -> bytes:
         return b""
 
     def cut(self, message: str) -> bytes:
-        return b"" if self._chunks.failed else stream_error(Dialect.openai, message)
+        return stream_error(Dialect.openai, message)

@@ -3,16 +3,19 @@
 import asyncio
 import socket
 from collections import OrderedDict
+from collections.abc import Callable
 from typing import Any
 
 from bellmare.http.connection import Connection
 from bellmare.http.exchange import Application, Exchange, ExchangeListener
 from bellmare.http.messages import DEFAULT_LIMITS, Limits, Refusal, Request
 
-__all__ = ["Application", "Exchange", "ExchangeListener", "Limits", "Refusal", "Request", "Server", "listen"]
+__all__ = ["Application", "Exchange", "ExchangeListener", "Limits", "Refusal", "Request", "Server", "bind", "listen"]
 
 _BACKLOG = 4096
 """asyncio's 100 stretched 9,500 connects from 9.9 s to 34.7 s through SYN retries (reliability reference 3)."""
+_LAST_WORDS_S = 1.0
+"""For what ``on_cut`` wrote to leave; a client that does not read even that is cut."""
 
 
 class Server:
@@ -32,6 +35,8 @@ class Server:
         self._listener: asyncio.Server | None = None
         self._empty = asyncio.Event()
         self._empty.set()
+        self._grace: asyncio.Timeout | None = None
+        """While ``close`` lets exchanges end."""
         self._sweeper = self._loop.call_later(limits.sweep_interval_s, self._sweep)
 
     @property
@@ -40,30 +45,52 @@ class Server:
         return len(self._connections)
 
     async def open(self, host: str, port: int, sock: socket.socket | None) -> None:
-        """Begin to accept, on ``sock`` if there is one."""
+        """Take the address, or ``sock`` if there is one; nobody is accepted yet."""
         where: dict[str, Any] = {"host": host, "port": port} if sock is None else {"sock": sock}
         try:
-            self._listener = await self._loop.create_server(lambda: Connection(self), backlog=_BACKLOG, **where)
+            self._listener = await self._loop.create_server(
+                lambda: Connection(self), backlog=_BACKLOG, start_serving=False, **where
+            )
         except BaseException:
             self._sweeper.cancel()
             raise
         address = self._listener.sockets[0].getsockname()
         self.port = address[1] if isinstance(address, tuple) else 0
 
-    async def close(self, grace_s: float) -> None:
-        """Stop accepting, let running exchanges end within ``grace_s`` seconds, cut the rest. May be called twice."""
+    async def accept(self) -> None:
+        """Begin to accept. Raises OSError if somebody else listens there by now."""
+        assert self._listener is not None, "open comes first"
+        await self._listener.start_serving()
+
+    async def close(self, grace_s: float, *, on_cut: Callable[[], None] | None = None) -> None:
+        """Stop accepting, let running exchanges end within ``grace_s`` seconds, cut the rest. May be called twice.
+
+        ``on_cut`` is called once before the first connection is cut, if there is any: it may still end exchanges.
+        """
         self.closing = True
         if self._listener is not None:
             self._listener.close()
         for connection in tuple(self._connections):
             connection.close_if_idle()
         await self._wait_until_empty(grace_s)
+        if self._connections and on_cut is not None:
+            try:
+                on_cut()
+            except Exception as error:  # noqa: BLE001  # the application's bug must not keep the listener open
+                self.report("on_cut raised", error)
+            await self._wait_until_empty(_LAST_WORDS_S)
         for connection in tuple(self._connections):
             connection.cut()
         # A cut connection is reported lost in the next turns of the loop; the bound is only for our own bugs.
         await self._wait_until_empty(1.0)
         self._sweeper.cancel()
         assert not self._connections, "connections outlived the server"
+
+    def end_grace(self) -> None:
+        """Have a ``close`` under way go on as if its grace were over."""
+        grace, self._grace = self._grace, None
+        if grace is not None and not grace.expired():
+            grace.reschedule(self.now())
 
     # What a connection calls
 
@@ -113,10 +140,12 @@ class Server:
 
     async def _wait_until_empty(self, timeout_s: float) -> None:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(timeout_s) as self._grace:
                 await self._empty.wait()
         except TimeoutError:
             pass  # the caller cuts what is left
+        finally:
+            self._grace = None
 
 
 async def listen(
@@ -128,4 +157,16 @@ async def listen(
     """
     server = Server(app, limits)
     await server.open(host, port, sock)
+    try:
+        await server.accept()
+    except BaseException:
+        await server.close(0.0)
+        raise
+    return server
+
+
+async def bind(app: Application, host: str, port: int, *, limits: Limits = DEFAULT_LIMITS) -> Server:
+    """As ``listen``, but nobody is let in before ``Server.accept``: until then a connection is refused."""
+    server = Server(app, limits)
+    await server.open(host, port, None)
     return server

@@ -54,7 +54,7 @@ _decoder = msgspec.json.Decoder(_NativeAnswer)
 
 def _tool_call(call: _ToolCall, *, index: int, completion_id: str) -> dict[str, Any]:
     """OpenAI gives each call an id, to which the tool's result refers; where Ollama gave none it is made up."""
-    arguments = bytes(call.function.arguments).decode()
+    arguments = bytes(call.function.arguments).decode(errors="replace")  # msgspec does not look into a Raw
     return {
         "id": call.id or f"call_{completion_id.removeprefix('chatcmpl-')}_{index}",
         "index": index,

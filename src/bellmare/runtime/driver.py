@@ -68,6 +68,10 @@ class Driver:
         assert decision not in self._handlers, f"{decision.__name__} has its handler"
         self._handlers[decision] = handler
 
+    def record_with(self, recording: Recording) -> None:
+        """Let ``recording`` take down every step from the next one on."""
+        self._recording = recording
+
     def watch(self, watcher: Callable[[InstantUs, Event, list[Decision]], None]) -> None:
         """Let ``watcher`` see every step after it was taken: metrics, tests."""
         self._watchers.append(watcher)

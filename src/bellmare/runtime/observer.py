@@ -3,7 +3,7 @@
 import asyncio
 
 from bellmare.core.decisions import Observe
-from bellmare.core.events import WorkerObserved, WorkerUnreachable
+from bellmare.core.events import StoredModel, WorkerObserved, WorkerUnreachable
 from bellmare.core.units import WorkerId
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.tasks import Tasks
@@ -43,7 +43,8 @@ class Observer:
             await self._observe(port)
             await asyncio.sleep(PAUSE_S)
             try:
-                await asyncio.wait_for(kick.wait(), self._interval_s)
+                async with asyncio.timeout(self._interval_s):  # wait_for of Python 3.11 can swallow a cancel
+                    await kick.wait()
             except TimeoutError:
                 pass  # nobody asked: time for the next round
 
@@ -59,7 +60,14 @@ class Observer:
                 worker=port.worker,
                 started_us=started_us,
                 loaded=seen.loaded,
-                stored=seen.stored,
+                stored=self._news(port, seen.stored),
                 version=seen.version,
             )
         )
+
+    def _news(self, port: WorkerPort, stored: tuple[StoredModel, ...]) -> tuple[StoredModel, ...] | None:
+        """None if the core has just that already: events stay small, and one that was lost is made up for."""
+        worker = self._driver.engine.fleet.state.workers.get(port.worker)
+        if worker is not None and {entry.name: entry for entry in stored} == worker.stored and worker.observed_us >= 0:
+            return None
+        return stored

@@ -4,6 +4,9 @@ import asyncio
 from collections.abc import Callable, Coroutine
 from typing import Any
 
+CANCELS_MAX = 5
+CANCEL_TIMEOUT_S = 1.0
+
 
 class Tasks:
     """Tasks of one owner. ``on_error`` hears of every exception that ends one; it must not raise."""
@@ -30,8 +33,13 @@ class Tasks:
                 self._on_error(task.get_name(), error)
 
     async def close(self) -> None:
-        """Cancel all and wait until the last one is gone."""
-        tasks = list(self._tasks)
-        for task in tasks:
-            task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        """Cancel all and wait until the last one is gone; again and again, since a library may swallow a cancel."""
+        for _ in range(CANCELS_MAX):
+            tasks = list(self._tasks)
+            if not tasks:
+                return
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks, timeout=CANCEL_TIMEOUT_S)
+        left = sorted(task.get_name() for task in self._tasks)
+        self._on_error("tasks that do not end", TimeoutError(", ".join(left)))

@@ -21,7 +21,7 @@ EXIT_OK = 0
 EXIT_USAGE = 2
 SEEDS_MAX = 100
 TRACE_FLEET = "1x24GB"
-TABLE_WIDTH_MIN = 150
+TABLE_WIDTH_MIN = 170
 """Columns of a table that goes into a file."""
 
 

@@ -31,7 +31,11 @@ class Backend:
 
 
 class Stock:
-    """Least connections, ties in turn (as nginx does). ``pinned``: keep_alive -1 and no limit of models."""
+    """Least connections, ties to the first. ``pinned``: keep_alive -1 and no limit of models.
+
+    Ties in turn, as nginx has it, spread the models of a quiet fleet over all workers: stock would look worse still (on
+    GenTD26 and 4x24 GB 67.6 % cold instead of 58.7).
+    """
 
     def __init__(self, tally: Tally, fleet: SimFleet, *, pinned: bool = False) -> None:
         workload = tally.workload
@@ -39,7 +43,6 @@ class Stock:
         models = twin_models(workload)
         self.tally = tally
         self.backends = [Backend(Twin(config, models)) for _ in range(fleet.workers)]
-        self._turn = 0
 
     def run(self, progress: Progress | None = None) -> None:
         """Until every request has ended, or nothing can happen any more: stock Ollama can stall for ever."""
@@ -64,13 +67,7 @@ class Stock:
                 progress(number)
 
     def _pick(self) -> Backend:
-        least = min(backend.in_flight for backend in self.backends)
-        count = len(self.backends)
-        turn = next(
-            i % count for i in range(self._turn, self._turn + count) if self.backends[i % count].in_flight == least
-        )
-        self._turn = (turn + 1) % count
-        return self.backends[turn]
+        return min(self.backends, key=lambda backend: backend.in_flight)
 
     def _step(self, backend: Backend, now_us: int, *, given: Input) -> None:
         for effect in backend.twin.step(now_us, given):

@@ -4,7 +4,8 @@ Every call carries a timeout. Nothing here decides: it asks, loads and unloads a
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 
 import msgspec
 
@@ -148,13 +149,11 @@ class OllamaWorker:
             return None
 
     async def observe(self, *, timeout_s: float) -> Observation:
-        try:
-            async with asyncio.timeout(timeout_s):
+        async with _within(timeout_s):
+            try:
                 return await self._observe(timeout_s=timeout_s)
-        except TimeoutError:
-            raise WorkerFault(FaultKind.timeout, f"no answer within {timeout_s} s") from None
-        except _UNREADABLE as error:
-            raise WorkerFault(FaultKind.bad_answer, str(error)) from error
+            except _UNREADABLE as error:
+                raise WorkerFault(FaultKind.bad_answer, str(error)) from error
 
     async def _observe(self, *, timeout_s: float) -> Observation:
         stored = await self._look_at_disk(timeout_s=timeout_s)
@@ -164,11 +163,11 @@ class OllamaWorker:
             self._version = str(msgspec.json.decode(answer.body, type=dict[str, object]).get("version", ""))[:40]
         return Observation(loaded=tuple(self._loaded(entry) for entry in running), stored=stored, version=self._version)
 
-    async def _look_at_disk(self, *, timeout_s: float) -> tuple[StoredModel, ...] | None:
-        """The names on disk, described; None if the list is byte for byte what it was."""
+    async def _look_at_disk(self, *, timeout_s: float) -> tuple[StoredModel, ...]:
+        """The names on disk, described; read again only if the list is not byte for byte what it was."""
         answer = await self._ok("GET", "/api/tags", timeout_s=timeout_s)
         if answer.body == self._tags_body:
-            return None
+            return tuple(self._stored.values())
         tags: dict[str, ollama.TagsModel] = {}
         for entry in ollama.decode_tags(answer.body).models:
             try:
@@ -178,7 +177,10 @@ class OllamaWorker:
                 continue  # a name that no client could ask for either
         gate = asyncio.Semaphore(SHOWS_AT_ONCE)
         fresh = [entry for name, entry in tags.items() if (name, entry.digest) not in self._described]
-        await asyncio.gather(*(self._describe(entry, gate=gate, timeout_s=timeout_s) for entry in fresh))
+        looks = (self._describe(entry, gate=gate, timeout_s=timeout_s) for entry in fresh)
+        for outcome in await asyncio.gather(*looks, return_exceptions=True):
+            if isinstance(outcome, BaseException):
+                raise outcome
         keys = {(name, entry.digest) for name, entry in tags.items()}
         self._described = {key: model for key, model in self._described.items() if key in keys}
         self._stored = {name: self._described[name, entry.digest] for name, entry in tags.items()}
@@ -192,15 +194,18 @@ class OllamaWorker:
 
     async def _describe(self, entry: ollama.TagsModel, *, gate: asyncio.Semaphore, timeout_s: float) -> None:
         """Remember what /api/show says about one name, at once: a first look that times out goes on where it was."""
-        async with gate:
-            body = ollama.encode_show(ollama.ShowRequest(model=entry.name), model=entry.name)
-            answer = await self._fetch("POST", "/api/show", body=body, timeout_s=timeout_s)
         show = ollama.ShowAnswer()
-        if answer.status == 200:
-            try:
+        body = ollama.encode_show(ollama.ShowRequest(model=entry.name), model=entry.name)
+        try:
+            async with gate:
+                answer = await self._fetch("POST", "/api/show", body=body, timeout_s=timeout_s)
+            if answer.status == 200:
                 show = ollama.decode_show(answer.body)
-            except BadAnswer:
-                pass  # the weights' size alone gives a coarser estimate
+        except BadAnswer:
+            pass  # the weights' size alone gives a coarser estimate
+        except WorkerFault as fault:
+            if fault.fault is not FaultKind.bad_answer:
+                raise
         name = canonical_name(entry.name)
         self._described[name, entry.digest] = stored_model(name, entry, show)
 
@@ -229,6 +234,10 @@ class OllamaWorker:
         )
 
     async def load(self, name: str, *, num_ctx: int, embedding: bool, timeout_s: float) -> LoadedModel:
+        async with _within(timeout_s):
+            return await self._load(name, num_ctx=num_ctx, embedding=embedding, timeout_s=timeout_s)
+
+    async def _load(self, name: str, *, num_ctx: int, embedding: bool, timeout_s: float) -> LoadedModel:
         path, body = ollama.load_body(name, num_ctx, embedding=embedding)
         answer = await self._fetch("POST", path, body=body, timeout_s=timeout_s)
         if answer.status != 200:
@@ -245,6 +254,10 @@ class OllamaWorker:
         raise WorkerFault(FaultKind.bad_answer, f"'{name}' was reported loaded but is not in /api/ps")
 
     async def unload(self, name: str, *, timeout_s: float) -> None:
+        async with _within(timeout_s):
+            await self._unload(name, timeout_s=timeout_s)
+
+    async def _unload(self, name: str, *, timeout_s: float) -> None:
         path, body = ollama.unload_body(name)
         own = await self._own_word(timeout_s=timeout_s)
         before = await self._running(timeout_s=timeout_s)
@@ -303,6 +316,16 @@ class OllamaWorker:
             )
         except UpstreamError as error:
             raise WorkerFault(FAULTS[error.failure.kind], error.failure.detail) from error
+
+
+@asynccontextmanager
+async def _within(timeout_s: float) -> AsyncIterator[None]:
+    """The whole of a method's work within its timeout, as a fault of the worker."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            yield
+    except TimeoutError:
+        raise WorkerFault(FaultKind.timeout, f"no end within {timeout_s} s") from None
 
 
 def _status_fault(status: int) -> FaultKind:

@@ -19,10 +19,10 @@ class WorkerFault(Exception):  # noqa: N818 - named for whose error it is
 
 
 class Observation(msgspec.Struct, frozen=True):
-    """What a worker showed, in the core's words. ``stored`` is None if the list of names did not change."""
+    """What a worker showed, in the core's words."""
 
     loaded: tuple[LoadedModel, ...]
-    stored: tuple[StoredModel, ...] | None
+    stored: tuple[StoredModel, ...]
     version: str
 
 

@@ -58,13 +58,30 @@ def test_an_error_as_first_line_is_held_back_for_a_status() -> None:
     assert native.error.startswith("an error was encountered")
 
 
-def test_an_error_line_after_tokens_is_passed_on_and_not_told_twice() -> None:
+def test_an_error_line_after_tokens_stays_here_with_all_that_follows() -> None:
+    """Its words are the worker's: they may quote other requests (ollama.md 12)."""
     native = Native()
-    assert native.feed(token("a") + ERROR) == token("a") + ERROR
-    native.end()
+    assert native.feed(token("a") + ERROR + token("b")) == token("a")
+    assert native.feed(token("c")) == b""
     assert native.error is not None
+    assert native.error.startswith("an error was encountered")
     assert native.final is None
-    assert native.cut("again") == b""
+
+
+def test_what_follows_the_closing_line_is_nobodys() -> None:
+    native = Native()
+    assert native.feed(token("a") + FINAL + token("b") + FINAL) == token("a") + FINAL
+    assert native.feed(token("c")) == b""
+    assert native.final is not None
+    assert native.error is None
+
+
+def test_the_words_error_and_done_in_a_text_end_nothing() -> None:
+    native = Native()
+    tricky = token('an "error" and "done":true in the text')
+    assert native.feed(tricky) == tricky
+    assert native.final is None
+    assert native.error is None
 
 
 def test_an_endless_line_is_a_limit() -> None:
@@ -127,10 +144,10 @@ def test_a_cut_stream_of_events_ends_with_one_error_and_no_done() -> None:
 
 def test_an_error_line_amid_events_becomes_one_error_event() -> None:
     stream = openai_stream()
-    out = stream.feed(token("a") + ERROR)
-    assert out.count(b'"error"') == 1
+    out = stream.feed(token("a") + ERROR + token("b"))
+    assert b"unexpected EOF" not in out
     assert stream.error is not None
-    assert stream.cut("again") == b""
+    assert (out + stream.cut("it broke")).count(b'"error"') == 1
 
 
 def test_one_completion_from_one_native_answer() -> None:

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bellmare.protocols.errors import InvalidRequest
-from bellmare.protocols.jsonbody import DEPTH_MAX, FIELDS_MAX, check_depth, check_object
+from bellmare.protocols.jsonbody import DEPTH_MAX, FIELDS_MAX, OBJECTS_MAX, check_depth, check_object
 
 KNOWN = frozenset({"model", "keep_alive", "stream", "messages", "_debug_render_only"})
 
@@ -164,3 +164,26 @@ def test_depth_is_counted_exactly():
     check_depth(nested(DEPTH_MAX), "x")
     with pytest.raises(InvalidRequest, match="x is nested deeper than 64 levels"):
         check_depth(nested(DEPTH_MAX + 1), "x")
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("options", {str(number): number for number in range(10_000)}),
+        ("format", [[]] * 300_000),
+        ("tools", [{}] * 400_000),
+        ("messages", [{"role": "user"}] * (OBJECTS_MAX + 1)),
+    ],
+)
+def test_masses_of_small_things_are_refused_before_they_are_decoded(field, value):
+    known = frozenset({"model", field})
+    with pytest.raises(InvalidRequest) as refused:
+        check_object(json.dumps({"model": "m", field: value}).encode(), known=known)
+    assert refused.value.status == 413
+    assert field in refused.value.message
+
+
+def test_braces_in_a_long_text_are_no_objects():
+    code = "function f() { return {}; }\n" * OBJECTS_MAX
+    body = json.dumps({"model": "m", "messages": [{"role": "user", "content": code}]}).encode()
+    assert set(check_object(body, known=KNOWN)) == {"model", "messages"}

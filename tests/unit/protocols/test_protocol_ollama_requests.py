@@ -116,7 +116,7 @@ def test_refusals(route, fields, message):
     assert message in refusal(PARSERS[route], body(**fields))
 
 
-@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"1" * 400, b"1" * 100_000, b"NaN", b"Infinity"])
+@pytest.mark.parametrize("number", [b"1e999", b"-1e999", b"1" * 400, b"1" * 50_000, b"NaN", b"Infinity"])
 def test_numbers_out_of_range_are_refused(number):
     refusal(ollama.parse_chat, b'{"model":"m","options":{"seed":' + number + b"}}")
 

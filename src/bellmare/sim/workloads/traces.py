@@ -13,7 +13,6 @@ from bellmare.sim.workload import Arrival, Workload, build, randomness
 
 SERVICE_PERCENT = 30
 """A service takes so much of the trace's execution time (policy.md 3): 8.6 s on average for GenTD26."""
-RAW_PERCENT = 100
 MINUTE_US = 60 * SECOND_US
 FUNCTIONS = 40
 CALLS_MIN, CALLS_MAX = 6, 400
@@ -24,6 +23,13 @@ ROWS_MAX = 5_000_000
 CLIENTS = 40
 RATE_PERCENT = 1
 """ServeGen's clients are those of a cloud: 40 of them at a hundredth of their rate are one machine's (policy.md 3)."""
+CLIENT_REQUESTS_MIN, CLIENT_REQUESTS_MAX = 20, 10_000
+CLIENT_RATE_MAX = 0.5
+"""Clients with so many requests a week at that rate, and at most so many per second in any window: a runner serves two
+a second, and a client that overruns it waits for slots, not for models. Our choice."""
+BURST_MIN, BURST_MAX = 0.1, 5.0
+"""Coefficients of variation are kept within these (5.1 is the 90th percentile, 1,038 the largest): drawn from a gamma
+distribution, one of a hundred puts thousands of requests into one instant of a window that had some hundred."""
 SERVEGEN_DAYS = 7
 SERVEGEN_SLOTS = 8
 WINDOW_US = 600 * SECOND_US
@@ -138,16 +144,25 @@ def servegen(path: Path, seed: int, service_percent: int) -> Workload:
     for row in zip(*(table[name] for name in ("model", "client", "t", "rate", "cv")), strict=True):
         windows.setdefault((str(row[0]), str(row[1])), []).append((float(row[2]), float(row[3]), float(row[4])))
     chance = randomness(seed, "servegen")
-    clients = chance.sample(sorted(windows), min(CLIENTS, len(windows)))
+    fitting = sorted(client for client, seen in windows.items() if _fitting(seen))
+    clients = chance.sample(fitting, min(CLIENTS, len(fitting)))
     begin_s = min((window[0] for client in clients for window in windows[client]), default=0.0)
     arrivals: list[Arrival] = []
     for number, client in enumerate(clients):
         for t, rate, cv in sorted(windows[client]):
             if t - begin_s < SERVEGEN_DAYS * 86_400 and rate > 0:
-                arrivals.extend(_window(chance, number, window=(t, rate * RATE_PERCENT / 100, max(cv, 0.1))))
+                arrivals.extend(
+                    _window(chance, number, window=(t, rate * RATE_PERCENT / 100, min(max(cv, BURST_MIN), BURST_MAX)))
+                )
     if not arrivals:
         raise TraceError(f"{path}: no requests in it")
     return build(path.name, seed=seed, arrivals=arrivals, slots=SERVEGEN_SLOTS)
+
+
+def _fitting(windows: list[tuple[float, float, float]]) -> bool:
+    rates = [rate * RATE_PERCENT / 100 for _, rate, _ in windows]
+    requests = sum(rates) * WINDOW_US / SECOND_US
+    return CLIENT_REQUESTS_MIN <= requests <= CLIENT_REQUESTS_MAX and max(rates) <= CLIENT_RATE_MAX
 
 
 def _window(chance: Random, number: int, *, window: tuple[float, float, float]) -> Iterator[Arrival]:

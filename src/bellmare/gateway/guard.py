@@ -1,0 +1,59 @@
+"""Keeps web pages out: what Ollama itself does with Host and Origin (ollama.md 1.7), so that a gateway on loopback is
+not easier to reach from a browser than the server behind it."""
+
+import ipaddress
+import re
+import socket
+
+from bellmare.http.messages import Request
+
+_ORIGINS = re.compile(
+    rb"https?://(localhost|127\.0\.0\.1|0\.0\.0\.0|\[::1\])(:\d{1,5})?"
+    rb"|(app|file|tauri|vscode-webview|vscode-file)://[^\s]*",
+    re.IGNORECASE,
+)
+_LOCAL_ENDINGS = (".localhost", ".local", ".internal")
+
+
+class Guard:
+    """Judges a head. ``loopback``: the listener is reached from this machine only, so foreign Hosts are rebinding."""
+
+    def __init__(self, *, loopback: bool) -> None:
+        self._loopback = loopback
+        self._hostname = socket.gethostname().lower()
+        self._known: dict[bytes, bool] = {}
+        """Hosts judged before; the newest ``KNOWN_MAX``."""
+
+    def lets_pass(self, request: Request) -> bool:
+        """Whether neither Host nor Origin speaks of a foreign page."""
+        origin = request.header(b"origin")
+        if origin is not None and not self._own_origin(origin, request.header(b"host") or b""):
+            return False
+        return not self._loopback or self._local(request.header(b"host") or b"")
+
+    @staticmethod
+    def _own_origin(origin: bytes, host: bytes) -> bool:
+        """An allowed origin, or the page's own server: ours."""
+        return _ORIGINS.fullmatch(origin) is not None or origin.partition(b"://")[2] == host != b""
+
+    def _local(self, host: bytes) -> bool:
+        verdict = self._known.get(host)
+        if verdict is None:
+            verdict = self._known[host] = self._judge(host.decode("latin-1").lower())
+            if len(self._known) > KNOWN_MAX:
+                del self._known[next(iter(self._known))]
+        return verdict
+
+    def _judge(self, host: str) -> bool:
+        name = host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+        if name in ("", "localhost", self._hostname) or name.endswith(_LOCAL_ENDINGS):
+            return True
+        try:
+            address = ipaddress.ip_address(name)
+        except ValueError:
+            return False
+        return address.is_loopback or address.is_private or address.is_unspecified
+
+
+KNOWN_MAX = 1000
+LOOPBACK_GUARD = Guard(loopback=True)
