@@ -1,6 +1,7 @@
 """The admin listener: health, metrics with bounded labels, state, and what operators may ask for."""
 
 import re
+import socket
 
 from rig import until
 
@@ -138,6 +139,36 @@ async def test_a_foreign_host_is_refused(sim, gateway):
             assert (await running.admin("GET", path, host=host)).status == 403, (host, path)
     for host in ("localhost", f"127.0.0.1:{running.admin_port}", "[::1]:80", "[::1]"):
         assert (await running.admin("GET", "/healthz", host=host)).status == 200, host
+
+
+async def test_a_listener_for_other_machines_serves_no_foreign_name_either(sim, gateway):
+    """A page can bind its own name to our address, but not ours, nor a bare address."""
+    running = await gateway((await sim()).port, admin="0.0.0.0:0", insecure=True)
+    for host in ("evil.example", "evil.example:80", "evil.example.:80", "[evil]", "1.2.3.4.evil.example", "1.2.3", ""):
+        assert (await running.admin("GET", "/api/v1/ps", host=host)).status == 403, host
+    ours = (socket.gethostname(), f"{socket.gethostname().upper()}:80", "localhost:1", "localhost.:1")
+    for host in (*ours, "10.1.2.3:80", "0.0.0.0", "127.0.0.1:1", "[fe80::1]:80", "[::1]"):
+        assert (await running.admin("GET", "/api/v1/ps", host=host)).status == 200, host
+
+
+async def test_a_page_of_another_origin_is_refused_whatever_it_asks(sim, gateway):
+    running = await gateway((await sim()).port, admin="127.0.0.1:0")
+    own = f"127.0.0.1:{running.admin_port}"
+    for origin in ("http://evil.example", f"http://localhost:{running.admin_port}", "http://127.0.0.1:1", "null", ""):
+        for method, path, body in (("GET", "/api/v1/ps", None), ("POST", "/api/v1/load", {"model": "a:1"})):
+            assert (await running.admin(method, path, body, origin=origin)).status == 403, (origin, path)
+    assert running.decisions(Load) == []
+    assert (await running.admin("GET", "/api/v1/ps", host=own, origin=f"http://{own}")).status == 200
+
+
+async def test_explain_knows_a_request_by_its_clients_own_id(sim, gateway):
+    running = await gateway((await sim()).port, admin="127.0.0.1:0")
+    body = {"model": "a:1", "messages": [], "stream": False}
+    answer = await running.post("/api/chat", body, **{"x-request-id": "their-own_1"})
+    assert (answer.status, answer.headers["x-request-id"]) == (200, "their-own_1")
+    lines = (await running.admin("GET", "/api/v1/explain/their-own_1")).json["lines"]
+    assert lines
+    assert (await running.admin("GET", "/api/v1/explain/their-own_2")).json == {"lines": []}
 
 
 async def test_a_body_that_a_web_page_could_send_is_refused(sim, gateway):

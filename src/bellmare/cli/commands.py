@@ -186,7 +186,7 @@ def simulate(  # tidy: one parameter for each flag
     seeds: Annotated[int, typer.Option(help="Draws of model sizes and arrivals.", min=1, max=1000)] = 1,
     json: AsJson = False,
 ) -> None:
-    """The same core in virtual time: cold starts and waits of a trace, beside stock Ollama and the clairvoyant bound."""
+    """The same core in virtual time: cold starts and waits, beside stock Ollama and a clairvoyant bound."""
     from bellmare.sim.command import run_simulate
 
     status = run_simulate(scenario=scenario, trace=trace, fleet=fleet, policy=policy, seeds=seeds, as_json=json)

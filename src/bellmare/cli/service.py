@@ -154,11 +154,11 @@ class Service:
         self.logs.info("listening", gateway=f"{settings.listen.host}:{self.port}", admin_port=self.admin_port)
 
     def _admin_app(self, address: Address) -> FastAPI:
-        hosts = (*LOOPBACK_HOSTS, address.host)
+        hosts = [*LOOPBACK_HOSTS, address.host]
         if not address.loopback:
-            hosts = (*hosts, socket.gethostname())
+            hosts.append(socket.gethostname())
         front = Front(unready=lambda: self._unready, core_id=self.gateway.core_id)
-        return admin_app(self.driver, self.fleet, self.metrics, hosts=hosts, front=front)
+        return admin_app(self.driver, self.fleet, self.metrics, hosts=tuple(hosts), front=front)
 
     async def _add(self, worker: WorkerSettings, position: int) -> None:
         own = await start_own_worker(worker, position)
@@ -250,13 +250,13 @@ class Service:
         async def drain() -> None:
             await server.close(grace_s, on_cut=self.gateway.end_all)
 
-        await self._end("gateway", drain, timeout_s=grace_s + STEP_TIMEOUT_S)
+        await self._end("gateway", drain, grace_s=grace_s)
 
     async def _end(
-        self, what: str, step: Callable[..., Awaitable[None]], *arguments: object, timeout_s: float = STEP_TIMEOUT_S
+        self, what: str, step: Callable[..., Awaitable[None]], *arguments: object, grace_s: float = 0.0
     ) -> None:
         try:
-            async with asyncio.timeout(timeout_s):
+            async with asyncio.timeout(grace_s + STEP_TIMEOUT_S):
                 await step(*arguments)
         except Exception as error:  # noqa: BLE001 - the later steps must be taken: children end, the log is flushed
             self.logs.error(f"closing: {what} failed", error=error)

@@ -8,7 +8,7 @@ import sys
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, Self
 
 from rich.console import Console
 
@@ -155,7 +155,7 @@ class _Stop:
         self._loop = asyncio.get_running_loop()
         self._sigterm_before = signal.getsignal(signal.SIGTERM)
 
-    def __enter__(self) -> "_Stop":
+    def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
                 self._loop.add_signal_handler(number, self._signalled)

@@ -72,7 +72,8 @@ def _ready_somewhere(fleet: Fleet, model: Model) -> bool:
 
 def _refusal(fleet: Fleet, model: Model, request: Request) -> tuple[Refusal, int] | None:
     """The first bound that the request would pass, and how long to stay away; None if it may wait."""
-    lost_just_now = 0 <= model.stranded_us and fleet.now_us < model.stranded_us + fleet.config.suspicion_us
+    since_us = fleet.now_us - model.stranded_us
+    lost_just_now = model.stranded_us >= 0 and since_us < fleet.config.suspicion_us
     if not lost_just_now and not fleet.servable(model, request):
         return Refusal.no_healthy_worker, NO_WORKER_RETRY_US
     if request.deadline_us <= fleet.now_us:

@@ -31,7 +31,7 @@ class CoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     drain_after_us: SpanUs = SpanUs(5 * SECOND_US)
     """A miss waits so long for an idle victim before a busy one is drained (policy findings: 5 s)."""
     suspicion_us: SpanUs = SpanUs(2 * SECOND_US)
-    """A request that arrives so soon after its last worker was lost waits with the others: mostly it is back at once."""
+    """A request that arrives so soon after its last worker was lost waits with the others: mostly it comes back."""
     worker_lost_grace_us: SpanUs = SpanUs(10 * SECOND_US)
     """Queued requests outlive the loss of their last worker so long."""
     load_timeout_us: SpanUs = SpanUs(600 * SECOND_US)

@@ -1,5 +1,6 @@
 """How the gateway answers when no worker's answer is relayed: statuses, texts and headers, in each dialect's shape."""
 
+import re
 from collections.abc import Sequence
 
 from bellmare.core.decisions import Dispatch, Refusal, Reject
@@ -34,6 +35,7 @@ TEXTS: dict[Refusal, str] = {
     Refusal.deadline_passed: "'{name}' did not become free in time: the request waited until its deadline",
     Refusal.worker_failed: "the workers that tried to answer with '{name}' failed",
 }
+_PATH = re.compile(r"(?:[A-Za-z]:)?[\\/][^\s:,;\"']+")
 POINTLESS = frozenset({Refusal.unknown_model, Refusal.model_does_not_fit, Refusal.load_failed})
 """Retrying by itself will not help: both OpenAI SDKs obey ``x-should-retry``."""
 
@@ -53,6 +55,8 @@ def refusal_text(decision: Reject, name: str, known: Sequence[str]) -> str:
         close = [display_name(other) for other in close_names(name, known)]
         if close:
             text += "; did you mean " + " or ".join(f"'{other}'" for other in close) + "?"
+    elif decision.refusal is Refusal.load_failed and decision.detail:
+        text += ": " + _PATH.sub("...", decision.detail)  # of a fresh runner: it can quote no other request
     return text
 
 

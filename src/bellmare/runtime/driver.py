@@ -1,15 +1,23 @@
-"""The single writer: every event goes through here into the core, every decision comes out here, in order, recorded."""
+"""The single writer: every event goes through here into the core, every decision comes out here, in order, recorded.
+
+A handler that raises is our bug, and costs what its one decision began, never the other decisions of its step.
+"""
 
 import asyncio
 from collections import deque
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from bellmare.core.decisions import Answer, Decision, Dispatch, Reject
+from bellmare.core.decisions import Answer, Decision, Dispatch, Load, Reject, Unload
 from bellmare.core.engine import Engine
 from bellmare.core.events import (
+    DispatchFailed,
     Event,
+    FaultKind,
     LoadRequested,
+    OperationEnded,
+    OperationOutcome,
+    Outcome,
     RequestArrived,
     RequestCancelled,
     RequestFinished,
@@ -21,6 +29,12 @@ from bellmare.runtime.clock import Clock
 
 TIMER_RESOLUTION_S = 0.001
 """The loop's timers are no finer; a shorter wait would only spin."""
+PAUSE_AFTER_BUG_S = 0.1
+"""After a step that raised, time is handed in no sooner: a deadline that cannot be handled must not take the loop."""
+DETAIL_CHARS_MAX = 500
+
+Complaint = Callable[[str, BaseException], None]
+"""Told what failed, in words, and how."""
 
 
 class Recording(Protocol):
@@ -28,9 +42,15 @@ class Recording(Protocol):
 
     def append(self, now_us: InstantUs, event: Event, decisions: list[Decision]) -> None: ...
 
+    def break_off(self) -> None:
+        """A step is missing: what is appended next begins a new log from a new snapshot."""
+
 
 class RequestSink(Protocol):
-    """The data plane's side of one request. Called inside ``feed``: must not block and may feed in turn."""
+    """The data plane's side of one request. Called inside ``feed``: must not block and may feed in turn.
+
+    If ``on_dispatch`` raises and has fed no end, the driver ends the request with ``RequestFinished(failed)``.
+    """
 
     def on_dispatch(self, decision: Dispatch) -> None: ...
 
@@ -40,10 +60,19 @@ class RequestSink(Protocol):
 class Driver:
     """Feeds the engine on the event loop's own thread and hands its decisions to whoever carries them out."""
 
-    def __init__(self, engine: Engine, clock: Clock, recording: Recording | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        clock: Clock,
+        recording: Recording | None = None,
+        *,
+        on_error: Complaint | None = None,
+    ) -> None:
+        """``on_error`` hears of handlers and watchers that raised; without it the loop's exception handler does."""
         self.engine = engine
         self.clock = clock
         self._recording = recording
+        self._on_error = on_error if on_error is not None else _tell_loop
         self._handlers: dict[type[Decision], Callable[[Any], None]] = {
             Dispatch: self._dispatch,
             Reject: self._reject,
@@ -54,6 +83,7 @@ class Driver:
         self._tickets: dict[str, asyncio.Future[Answer]] = {}
         self._inbox: deque[Event] = deque()
         self._busy = False
+        self._pause_s = 0.0
         self._timer: asyncio.TimerHandle | None = None
         self._timer_us: InstantUs | None = None
         self._closed = False
@@ -69,7 +99,7 @@ class Driver:
         self._handlers[decision] = handler
 
     def record_with(self, recording: Recording) -> None:
-        """Let ``recording`` take down every step from the next one on."""
+        """Let ``recording`` take down every step from the next one on; it must begin with the state as it is."""
         self._recording = recording
 
     def watch(self, watcher: Callable[[InstantUs, Event, list[Decision]], None]) -> None:
@@ -79,41 +109,102 @@ class Driver:
     def submit(self, event: RequestArrived, sink: RequestSink) -> None:
         """Let a request arrive; ``sink`` hears what becomes of it until its end has been fed."""
         self._sinks[event.request] = sink
-        self.feed(event)
+        try:
+            self.feed(event)
+        except BaseException:
+            self._sinks.pop(event.request, None)  # the caller knows already
+            raise
 
     async def ask(self, event: LoadRequested | UnloadRequested) -> Answer:
         """Feed an operator's wish; the core answers in the same step."""
         future: asyncio.Future[Answer] = asyncio.get_running_loop().create_future()
         self._tickets[event.ticket] = future
-        self.feed(event)
-        return await future
+        try:
+            self.feed(event)
+            return await future
+        finally:
+            self._tickets.pop(event.ticket, None)
 
     def feed(self, event: Event) -> None:
-        """Take one event in. Events fed by handlers in turn wait until the step in progress is done."""
+        """Take one event in. Events fed by handlers in turn wait until the step in progress is done.
+
+        Raises what the core itself raised, after all that waited has been taken in too.
+        """
         self._inbox.append(event)
         if self._busy or self._closed:
             return
         self._busy = True
+        bug: Exception | None = None
         try:
             while self._inbox:
-                self._step(self._inbox.popleft())
+                try:
+                    self._step(self._inbox.popleft())
+                except Exception as error:  # noqa: BLE001  raised below, once the inbox is empty
+                    bug = bug if bug is not None else error
         finally:
             self._busy = False
-        self._arm()
+            self._pause_s = PAUSE_AFTER_BUG_S if bug is not None else 0.0
+            self._arm()
+        if bug is not None:
+            raise bug
 
     def _step(self, event: Event) -> None:
         now_us = self.clock.now_us()
-        decisions = self.engine.step(now_us, event)
-        if self._recording is not None:
-            self._recording.append(now_us, event, decisions)
+        recording = self._recording
+        try:
+            decisions = self.engine.step(now_us, event)
+        except BaseException:
+            if recording is not None:
+                recording.break_off()  # the state may be half changed: no replay could show that
+            raise
+        if recording is not None and self._guarded("recording", event, recording.append, now_us, event, decisions):
+            recording.break_off()
         if isinstance(event, RequestFinished | RequestCancelled):
             self._sinks.pop(event.request, None)
         for watcher in self._watchers:
-            watcher(now_us, event, decisions)
+            self._guarded("watching", event, watcher, now_us, event, decisions)
         for decision in decisions:
             handler = self._handlers.get(type(decision))
-            if handler is not None:
-                handler(decision)
+            error = self._guarded("carrying out", decision, handler, decision) if handler is not None else None
+            if error is not None:
+                self._end(decision, error)
+
+    def _guarded(
+        self, doing: str, what: Event | Decision, call: Callable[..., None], *args: object
+    ) -> Exception | None:
+        """Call and, if that raises, tell of it; what it raised."""
+        try:
+            call(*args)
+        except Exception as error:  # noqa: BLE001  one caller's bug must not cost what the others have to do
+            self._complain(f"{doing} {type(what).__name__}", error)
+            return error
+        return None
+
+    def _end(self, decision: Decision, error: Exception) -> None:
+        """End what ``decision`` began in the core: nobody else will. A refused sink or a ticket is gone already."""
+        detail = f"{type(error).__name__}: {error}"[:DETAIL_CHARS_MAX]
+        if isinstance(decision, Dispatch) and not self._ends(decision):
+            self.feed(RequestFinished(request=decision.request, outcome=Outcome.failed))
+        elif isinstance(decision, Load | Unload):
+            self.feed(
+                OperationEnded(
+                    operation=decision.operation,
+                    outcome=OperationOutcome.failed,
+                    fault=FaultKind.failed,
+                    detail=detail,
+                )
+            )
+
+    def _ends(self, decision: Dispatch) -> bool:
+        """Whether its sink has fed, before it raised, what ends this attempt."""
+        ends = (RequestFinished, RequestCancelled, DispatchFailed)
+        return any(isinstance(event, ends) and event.request == decision.request for event in self._inbox)
+
+    def _complain(self, what: str, error: BaseException) -> None:
+        try:
+            self._on_error(what, error)
+        except Exception as second:  # noqa: BLE001  as above
+            _tell_loop(f"telling of an error while {what}", second)
 
     def _dispatch(self, decision: Dispatch) -> None:
         self._sinks[decision.request].on_dispatch(decision)
@@ -138,6 +229,7 @@ class Driver:
         if deadline_us is not None:
             wait_s = max(0.0, (deadline_us - self.clock.now_us()) / 1e6)
             wait_s = wait_s if wait_s == 0.0 else max(TIMER_RESOLUTION_S, wait_s)
+            wait_s = max(wait_s, self._pause_s)
             self._timer = asyncio.get_running_loop().call_later(wait_s, self._due)
 
     def _due(self) -> None:
@@ -150,3 +242,7 @@ class Driver:
         self._closed = True
         if self._timer is not None:
             self._timer.cancel()
+
+
+def _tell_loop(what: str, error: BaseException) -> None:
+    asyncio.get_running_loop().call_exception_handler({"message": f"error while {what}", "exception": error})

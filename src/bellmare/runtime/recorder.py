@@ -6,7 +6,6 @@ a new snapshot, and the gap is counted. A file has one writer for its whole life
 Prompts and answers are never in it: the core does not see them.
 """
 
-import os
 import re
 import threading
 from collections import deque
@@ -24,8 +23,10 @@ from bellmare.core.units import MIB, SECOND_US, InstantUs
 
 try:
     import fcntl
-except ImportError:  # not POSIX: files of other processes are told apart by their names only
-    fcntl = None  # type: ignore[assignment]
+
+    _LOCKS = True
+except ImportError:  # not POSIX: pruning relies on files that are open not being deletable there
+    _LOCKS = False
 
 LOG_VERSION = 1
 FILE_BYTES_MAX = 64 * MIB
@@ -148,9 +149,7 @@ class Recorder:
     def _may_begin_anew(self, now_us: InstantUs) -> bool:
         headers = self._put_headers - self._taken_headers
         return (
-            now_us >= self._retry_us
-            and headers < HEADERS_WAITING_MAX
-            and self._backlog_bytes <= BACKLOG_BYTES_MAX // 2
+            now_us >= self._retry_us and headers < HEADERS_WAITING_MAX and self._backlog_bytes <= BACKLOG_BYTES_MAX // 2
         )
 
     def _begin(self) -> None:
@@ -262,7 +261,7 @@ def _create(folder: Path) -> tuple[FileIO, Path]:
 
 def _lock(file: FileIO) -> bool:
     """Take the file for this process; False if another has it. Where files cannot be locked, nobody has."""
-    if fcntl is None:
+    if not _LOCKS:
         return True
     try:
         fcntl.flock(file.fileno(), fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -277,9 +276,11 @@ def _prune(folder: Path, files_max: int) -> None:
     """Delete the oldest files beyond ``files_max``, save those that a living process still writes."""
     paths = sorted(_log_files(folder), key=_number)
     for path in paths[: max(0, len(paths) - files_max)]:
-        with suppress(OSError), FileIO(path, "rb") as file:
-            if _lock(file):
-                os.unlink(path)
+        with suppress(OSError):
+            with FileIO(path, "rb") as file:
+                free = _lock(file)
+            if free:
+                path.unlink()
 
 
 def _log_files(folder: Path) -> list[Path]:

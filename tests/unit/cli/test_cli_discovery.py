@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -13,8 +16,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from bellmare.cli import discovery
-from bellmare.cli.discovery import NothingFound, find_workers
+from bellmare.cli import asking, discovery
+from bellmare.cli.discovery import Found, NothingFound, answers, find_workers
 from bellmare.settings import load_settings
 from bellmare.workers import capacity
 from bellmare.workers.embedded import server as embedded_server
@@ -51,6 +54,11 @@ def ollama() -> Iterator[str]:
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
             body = b'{"version":"0.33.0"}'
+            if self.path.startswith("/elsewhere/"):
+                self.send_response(302)
+                self.send_header("location", self.path.removeprefix("/elsewhere"))
+                self.end_headers()
+                return
             self.send_response(200)
             self.send_header("content-length", str(len(body)))
             self.end_headers()
@@ -60,7 +68,7 @@ def ollama() -> Iterator[str]:
             pass
 
     server = HTTPServer(("127.0.0.1", 0), Handler)
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
+    thread = threading.Thread(target=server.serve_forever, args=(0.001,))
     thread.start()
     yield f"http://127.0.0.1:{server.server_port}"
     server.shutdown()
@@ -79,10 +87,113 @@ def nothing_here(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 def test_a_reachable_ollama_comes_first(ollama: str, nothing_here: None) -> None:
     settings = load_settings(None, environment={"OLLAMA_HOST": ollama, "OLLAMA_NUM_PARALLEL": "3"})
-    found = find_workers(settings, console())
+    found = Found()
+    find_workers(settings, console(), found)
     assert [str(worker.url) for worker in found.workers] == [ollama]
     assert found.workers[0].parallel == 3
     assert found.processes == []
+
+
+def test_a_proxy_for_the_world_outside_is_not_asked(ollama: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
+    assert answers(ollama)
+    assert asking.ask(ollama, "/api/version") == {"version": "0.33.0"}
+
+
+def test_a_redirect_is_not_followed(ollama: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert not answers(f"{ollama}/elsewhere")
+    with pytest.raises(SystemExit):
+        asking.ask(f"{ollama}/elsewhere", "/api/version")
+    assert "answered 302" in capsys.readouterr().err
+
+
+def gone(pid: int, *, within_s: float = 10.0) -> bool:
+    """Whether the process ends in time."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        try:
+            if Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return True
+        except OSError:
+            return True
+        time.sleep(0.02)
+    return False
+
+
+def put_on_path(folder: Path, program: str) -> None:
+    path = folder / "ollama"
+    path.write_text(program)
+    path.chmod(0o755)
+
+
+STUBBORN = """#!{python}
+import os, pathlib, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+child = os.fork()
+if child:
+    pathlib.Path(os.environ["TOLD"]).write_text(f"{{os.getpid()}} {{child}}")
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+def test_what_was_started_is_ended_whatever_broke_the_wait(
+    nothing_here: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """Even one that ignores SIGTERM, with its own child, in a group that Ctrl-C on ours does not reach."""
+    told = tmp_path / "told"
+    put_on_path(tmp_path, STUBBORN.format(python=sys.executable))
+    monkeypatch.setenv("TOLD", str(told))
+    monkeypatch.setattr(discovery, "STOP_TIMEOUT_S", 0.2)
+
+    def interrupted(url: str) -> bool:
+        if told.exists() and told.read_text():
+            raise KeyboardInterrupt
+        return False
+
+    monkeypatch.setattr(discovery, "answers", interrupted)
+    found = Found()
+    with pytest.raises(KeyboardInterrupt):
+        find_workers(load_settings(None, environment={}), console(), found)
+    (process,) = found.processes
+    assert os.getsid(process.pid) == process.pid != os.getsid(0)
+    pids = [int(pid) for pid in told.read_text().split()]
+    found.close()
+    assert process.returncode == -signal.SIGKILL
+    assert all(gone(pid) for pid in pids)
+
+
+STARTER = """
+import os, sys, time
+from rich.console import Console
+from bellmare.cli import discovery
+from bellmare.settings import load_settings
+from bellmare.workers import capacity
+capacity.nvidia_gpus = list
+discovery.DEFAULT_URL = "http://127.0.0.1:9"
+found = discovery.Found()
+discovery.find_workers(load_settings(None, environment={}), Console(stderr=True), found)
+print(found.processes[0].pid, flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells children")
+def test_a_gateway_that_is_killed_leaves_no_ollama(tmp_path: Path) -> None:
+    put_on_path(tmp_path, FAKE_OLLAMA.format(python=sys.executable))
+    environment = {**os.environ, "PATH": str(tmp_path)}
+    starter = subprocess.Popen([sys.executable, "-c", STARTER], env=environment, stdout=subprocess.PIPE, text=True)
+    assert starter.stdout is not None
+    pid = int(starter.stdout.readline())
+    assert not gone(pid, within_s=0.1)
+    starter.kill()
+    starter.wait(10)
+    starter.stdout.close()
+    assert gone(pid)
 
 
 @pytest.mark.slow
@@ -94,8 +205,9 @@ def test_an_ollama_on_path_is_started_for_each_gpu_with_its_own_lifecycle_off(
     program.chmod(0o755)
     gpus = [capacity.Gpu("GPU-a", 24 * 10**9), capacity.Gpu("GPU-b", 48 * 10**9)]
     monkeypatch.setattr(capacity, "nvidia_gpus", lambda: gpus)
-    found = find_workers(load_settings(None, environment={}), console())
+    found = Found()
     try:
+        find_workers(load_settings(None, environment={}), console(), found)
         told = []
         for worker in found.workers:
             with discovery.urllib.request.urlopen(f"{worker.url}/api/version", timeout=5) as answer:
@@ -118,7 +230,7 @@ def test_an_ollama_that_does_not_come_up_is_said(
     program.write_text(f"#!{sys.executable}\nraise SystemExit(1)\n")
     program.chmod(0o755)
     with pytest.raises(NothingFound, match="did not come up"):
-        find_workers(load_settings(None, environment={}), console())
+        find_workers(load_settings(None, environment={}), console(), Found())
 
 
 def test_without_anything_the_three_ways_out_are_named(nothing_here: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,7 +239,7 @@ def test_without_anything_the_three_ways_out_are_named(nothing_here: None, monke
 
     monkeypatch.setattr(embedded_server, "check_installed", missing)
     with pytest.raises(NothingFound) as nothing:
-        find_workers(load_settings(None, environment={}), console())
+        find_workers(load_settings(None, environment={}), console(), Found())
     text = str(nothing.value)
     for said in ("1.", "2.", "3.", "--worker", "bellmare[embedded]", "bellmare demo"):
         assert said in text
@@ -139,7 +251,8 @@ def test_the_embedded_engine_is_the_last_resort(nothing_here: None, tmp_path: Pa
     models = tmp_path / "share" / "bellmare" / "models"
     models.mkdir(parents=True)
     (models / "any.gguf").write_bytes(b"GGUF")
-    found = find_workers(load_settings(None, environment={}), console())
+    found = Found()
+    find_workers(load_settings(None, environment={}), console(), found)
     assert found.workers[0].embedded is not None
     assert found.workers[0].embedded.models == str(models)
 
