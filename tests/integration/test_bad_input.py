@@ -234,3 +234,20 @@ async def test_nothing_of_it_reached_the_core_but_names_that_nobody_stores(runni
     assert running.events(RequestArrived) == []
     await running.post("/api/chat", body("/api/chat", model="nobody:1"))
     assert [event.name for event in running.events(RequestArrived)] == ["nobody:1"]
+
+
+async def test_a_web_page_of_somebody_else_gets_nothing(sim, gateway):
+    """DNS rebinding and foreign origins are refused as Ollama refuses them: 403, empty (ollama.md 1.7)."""
+    worker = await sim()
+    running = await gateway(worker.port)
+    body = b'{"model":"a:1","messages":[]}'
+    for lines in (b"host: evil.example", b"host: localhost\r\norigin: http://evil.example"):
+        reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+        head = b"POST /api/chat HTTP/1.1\r\n" + lines + b"\r\ncontent-length: %d\r\n\r\n" % len(body)
+        writer.write(head + body)
+        async with asyncio.timeout(5):
+            answer = await reader.read(4096)
+        assert answer.startswith(b"HTTP/1.1 403 ")
+        assert b"content-length: 0" in answer
+        writer.close()
+        await writer.wait_closed()

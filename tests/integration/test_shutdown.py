@@ -6,7 +6,7 @@ import socket
 from pathlib import Path
 
 import pytest
-from rig import at_most, begin, replayed, start_gateway, until
+from rig import ask, at_most, begin, replayed, start_gateway, until
 
 from bellmare.cli import service as service_module
 from bellmare.cli.service import CannotListen
@@ -109,8 +109,9 @@ async def test_a_client_that_does_not_read_its_last_words_is_cut(sim, gateway):
     worker = await sim(parallel=1, time_scale=0.001)
     running = await gateway(worker.port)
     stuck = await running.open_chat(options={"num_predict": 80_000}, window=4096)
-    await until(lambda: running.decisions(Dispatch))
-    await asyncio.sleep(0.3)  # until every buffer between the worker and the client is full
+    server = running.service._server
+    assert server is not None
+    await until(lambda: any(one.write_paused for one in server._connections), "full buffers on the way to the client")
     async with at_most(5):
         await running.close()
     stuck.leave()
@@ -152,6 +153,43 @@ async def test_no_step_of_the_end_is_skipped_because_of_another_one(sim, gateway
     assert len(running.lines("closing: admin failed")) == 1
     report = replayed(tmp_path / "log")
     assert (report.difference, report.steps) == (None, len(running.steps))
+
+
+async def test_a_close_that_is_cancelled_still_ends_the_log(sim, gateway, tmp_path):
+    worker = await sim(parallel=1, time_scale=0.2)
+    running = await gateway(worker.port, record={"path": str(tmp_path / "log")})
+    stream = await running.open_chat(options={"num_predict": 80_000})
+    assert await stream.head() == 200
+    closing = begin(running.service.close(grace_s=60.0))
+    await asyncio.sleep(0)
+    closing.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await closing
+    report = replayed(tmp_path / "log")
+    assert (report.difference, report.steps) == (None, len(running.steps))
+    await running.close()
+    await stream.close()
+
+
+async def test_while_it_starts_a_gateway_is_alive_not_ready_and_lets_nobody_in(sim, unused_port):
+    with socket.socket() as silent:
+        silent.bind(("127.0.0.1", 0))
+        silent.listen()
+        admin = f"127.0.0.1:{unused_port}"
+        starting = begin(start_gateway(silent.getsockname()[1], admin=admin))
+        ready = None
+        while ready is None:
+            await asyncio.sleep(0)
+            assert not starting.done()
+            try:
+                ready = await ask(unused_port, "GET", "/readyz")
+            except ConnectionError:
+                pass  # not bound yet
+        assert (ready.status, ready.body) == (503, b"starting\n")
+        assert (await ask(unused_port, "GET", "/healthz")).status == 200
+    running = await starting  # the silent one is gone, which is an answer
+    assert (await running.admin("GET", "/readyz")).body == b"no healthy worker\n"
+    await running.close()
 
 
 async def test_a_start_in_vain_leaves_the_event_log_as_it_was(sim, tmp_path: Path):

@@ -20,6 +20,7 @@ from bellmare.core.units import WorkerId
 from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.app import Gateway
 from bellmare.gateway.conversation import GatewayTimeouts
+from bellmare.gateway.guard import Guard
 from bellmare.http.client import Upstream
 from bellmare.http.server import Server, bind
 from bellmare.observability.logs import Logs, OperationFields
@@ -94,6 +95,7 @@ class Service:
                 token_s=limits.token_timeout_us / 1e6,
             ),
             body_bytes_max=limits.body_bytes,
+            guard=Guard(loopback=settings.listen.loopback),
         )
         self._server: Server | None = None
         self._admin: AdminListener | None = None

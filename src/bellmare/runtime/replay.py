@@ -40,7 +40,7 @@ class Report(msgspec.Struct):
     steps: int = 0
     decisions: int = 0
     truncated: bool = False
-    """The last line was cut off, as by a crash; everything before it was compared."""
+    """The last line of a file was cut off, as by a crash; everything before it was compared."""
     difference: Difference | None = None
 
 
@@ -67,7 +67,11 @@ def replay(path: Path) -> Iterator[Report]:
 def _replay_file(path: Path, report: Report) -> Iterator[None]:
     decoder = msgspec.json.Decoder(_Step)
     with path.open("rb") as file:
-        engine = _engine(path, file.readline())
+        header = file.readline()
+        if not header.endswith(b"\n") and report.files > 1:
+            report.truncated = True  # cut off before its first step, or just begun; the files before it stand
+            return
+        engine = _engine(path, header)
         for number, line in enumerate(file, start=2):
             if not line.endswith(b"\n"):
                 report.truncated = True

@@ -132,12 +132,14 @@ def test_requests_that_leave_at_once_leave_no_timers_behind() -> None:
 
 
 def test_a_queue_that_empties_at_once_takes_its_timers_along() -> None:
-    script = Script(queue_per_model_max=20_000)
+    script = Script(queue_per_model_max=20_000, queue_wait_max_us=10**12)
     script.sound = False
     script.worker("w", stored("a"), parallel=1)
     script.resident("a", "w")
+    script.asks("running", "a")
     for number in range(5_000):
         script.asks(f"r{number}", "a", within=100_000)
+    assert script.engine.fleet.state.waiting == 5_000
     for number in range(5_000):
         script.cancels(f"r{number}")
     assert len(script.engine.fleet.state.timers) <= OUTLIVED_MAX + 20

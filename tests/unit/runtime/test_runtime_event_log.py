@@ -125,6 +125,18 @@ def test_a_line_cut_by_a_crash_is_left_out(tmp_path: Path) -> None:
     assert report.steps == len(events(5)) - 1
 
 
+def test_a_file_cut_off_in_its_first_line_does_not_hide_the_others(tmp_path: Path) -> None:
+    life = Life(tmp_path)
+    life.live(events(5))
+    life.recorder.close()
+    (tmp_path / "events-000002.jsonl").write_bytes(b'{"bellmare_log":1,"vers')
+    report = last(tmp_path)
+    assert report.truncated
+    assert report.steps == len(events(5))
+    with pytest.raises(LogError):
+        last(tmp_path / "events-000002.jsonl")
+
+
 def corrupt(line: int, text: bytes) -> Callable[[list[bytes]], None]:
     def change(lines: list[bytes]) -> None:
         lines[line] = text
