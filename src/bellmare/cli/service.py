@@ -79,7 +79,7 @@ class Service:
         self.tasks = Tasks(lambda name, error: logs.error(f"task '{name}' failed", error=error))
         engine = Engine(settings.core_config())
         self.recorder: Recorder | None = None
-        self.driver = Driver(engine, self.clock)
+        self.driver = Driver(engine, self.clock, on_error=lambda what, error: logs.error(what, error=error))
         self.metrics = Metrics(engine)
         self.driver.watch(self.metrics.step)
         self.fleet = WorkerFleet(self.driver, Observer(self.driver, self.tasks, interval_s=observe_every_s), self.tasks)
@@ -130,6 +130,7 @@ class Service:
             self.logs.warning("no event log: its folder cannot be written; set `record.path`", error=str(error))
             return
         self.driver.record_with(self.recorder)
+        self.metrics.event_log = self.recorder
 
     async def start(self) -> None:
         """Take the addresses, start own workers, join all, observe, then let clients in.

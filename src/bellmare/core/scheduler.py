@@ -16,7 +16,7 @@ from bellmare.core.residency import Cue, Residency
 from bellmare.core.state import Model, Operation, OperationKind, Placement, Request, Runner, Want, Worker
 from bellmare.core.units import SECOND_US, Bytes, InstantUs, ModelId, OperationId, SpanUs
 
-PLACED_PER_STEP_MAX = 2
+PLACED_PER_STEP_MAX = 1
 """Missing models that one step looks for a place for; the rest follow at once in further steps."""
 TRIED_PER_WORKER_MAX = 8
 """Blocked models weighed when a worker becomes free."""
