@@ -83,3 +83,4 @@ class RequestBook:
     attempts: int = 0
     crashes: int = 0
     failed_on: list[str] = field(default_factory=list)
+    failed_at: dict[str, int] = field(default_factory=dict)

@@ -182,6 +182,7 @@ class Oracle:
         request.phase = "waiting"
         request.crashes += event.fault is e.FaultKind.crashed
         request.failed_on.append(event.worker)
+        request.failed_at[event.worker] = self.now
 
     def _blame(self, request: RequestBook, fault: e.FaultKind) -> None:
         worker = self.workers[str(request.worker)]
@@ -361,7 +362,8 @@ class Oracle:
         must(decision.attempt == request.attempts <= self.config.attempts_max, "attempts are bounded", decision)
         must(decision.queued_us == self.now - request.arrived, "the wait is told as it was", decision)
         must(decision.load_us >= 0, "spans are not negative", decision)
-        if decision.worker in request.failed_on:
+        failed_at = request.failed_at.get(decision.worker)
+        if failed_at is not None and self.now < failed_at + self.config.exclusion_us:
             others = [w for i, w in self.workers.items() if w.routable and i not in request.failed_on]
             must(not any(self.binds(w, request) for w in others), "a retry goes elsewhere", decision, request)
         if len(request.failed_on) and decision.worker not in request.failed_on:

@@ -26,6 +26,8 @@ class CoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """Predicted wait above which a request is refused at once instead of timing out later."""
     retry_after_max_us: SpanUs = SpanUs(60 * SECOND_US)
     """Clients give up on longer waits (openai-python 120 s, AI SDK 60 s)."""
+    exclusion_us: SpanUs = SpanUs(5 * SECOND_US)
+    """So long a retried request avoids the workers that failed it; then any that is back may have it again."""
     attempts_max: int = 3
     """Dispatches per request, all before the first byte."""
     drain_after_us: SpanUs = SpanUs(5 * SECOND_US)

@@ -78,6 +78,7 @@ class Engine:
             Timer.look_again: lambda key, _: self.fleet.touch_worker(WorkerId(key)),
             Timer.may_drain: self._may_drain_due,
             Timer.stranded: self._stranded_due,
+            Timer.forgive: self._forgive_due,
             Timer.continue_work: lambda key, key2: None,
         }
 
@@ -112,7 +113,7 @@ class Engine:
     def explain(self, subject: str) -> list[str]:
         """What was decided about a request, a model (by name or blob) or a worker, oldest first, in plain words."""
         model = self.fleet.resolve(subject)
-        return self.story.about(subject, model.model if model is not None else None)
+        return self.story.about(subject, model.model if model is not None else None, now_us=self.fleet.now_us)
 
     def snapshot(self) -> bytes:
         """The whole state, from which :meth:`restore` goes on with the same decisions."""
@@ -219,6 +220,8 @@ class Engine:
             self._blame(place[0], request, event.fault)
         if event.worker not in request.excluded:
             request.excluded.append(event.worker)
+        request.excluded_us = fleet.now_us
+        fleet.set_timer(fleet.now_us + self.config.exclusion_us, Timer.forgive, request.request)
         if event.fault is FaultKind.crashed:
             request.crashes += 1
         fleet.count("retry")
@@ -260,6 +263,14 @@ class Engine:
         model = self.fleet.state.models.get(ModelId(model_id))
         if model is not None:
             scheduler.allow_drain(self.fleet, model)
+
+    def _forgive_due(self, request_id: str, _: str) -> None:
+        """The others had their chance: a worker that is back, or the only one that has room, may have it again."""
+        request = self.fleet.state.requests.get(RequestId(request_id))
+        if request is not None and request.excluded_us + self.config.exclusion_us <= self.fleet.now_us:
+            request.excluded.clear()
+            if request.phase is RequestPhase.waiting:
+                self.fleet.touch(request.model)
 
     def _stranded_due(self, model_id: str, _: str) -> None:
         model = self.fleet.state.models.get(ModelId(model_id))

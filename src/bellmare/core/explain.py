@@ -25,16 +25,16 @@ class Story:
     def record(self, now_us: InstantUs, event: Event, decisions: list[Decision]) -> None:
         self._steps.append((now_us, event, decisions))
 
-    def about(self, subject: str, model: ModelId | None) -> list[str]:
-        """The newest lines that name ``subject`` or ``model``, oldest first; instants in seconds."""
+    def about(self, subject: str, model: ModelId | None, *, now_us: InstantUs) -> list[str]:
+        """The newest lines that name ``subject`` or ``model``, oldest first, each with its age in seconds."""
         told: deque[str] = deque(maxlen=TOLD_MAX)
-        for now_us, event, decisions in self._steps:
-            kind = type(event).__name__
+        for step_us, event, decisions in self._steps:
+            kind, age = type(event).__name__, f"{(now_us - step_us) / SECOND_US:.3f} s ago"
             if kind not in QUIET and _names(event, subject, model):
-                told.append(f"{now_us / SECOND_US:.3f}s  {_tell(event)}")
+                told.append(f"{age}  {_tell(event)}")
             for decision in decisions:
                 if _names(decision, subject, model):
-                    told.append(f"{now_us / SECOND_US:.3f}s  -> {_tell(decision)}  (on {kind})")
+                    told.append(f"{age}  -> {_tell(decision)}  (on {kind})")
         return list(told)
 
 

@@ -35,6 +35,8 @@ class Timer(IntEnum):
     """A worker may have a victim or a load that it had not before."""
     may_drain = 4
     stranded = 5
+    forgive = 7
+    """A retried request has avoided the workers that failed it for long enough."""
     continue_work = 6
     """Work left over by a step that reached its bound."""
 

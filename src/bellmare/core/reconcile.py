@@ -208,6 +208,7 @@ def _adopt(fleet: Fleet, worker: Worker, model: Model, *, loaded: LoadedModel) -
         bytes=need_bytes(worker, model, num_ctx),
         since_us=fleet.now_us,
         load_us=load_estimate_us(worker, model),
+        used_us=fleet.now_us,  # nobody knows: not older than what we have seen used
         pinned=loaded.pinned,
     )
     runner.bytes = learn_bytes(worker, model, runner, measured=loaded.bytes)

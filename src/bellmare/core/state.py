@@ -200,6 +200,8 @@ class Request(msgspec.Struct):
     first_token_us: InstantUs = InstantUs(-1)
     attempts: int = 0
     crashes: int = 0
+    excluded_us: InstantUs = InstantUs(-1)
+    """When the last of ``excluded`` failed it."""
     excluded: list[WorkerId] = []
     """Workers that failed it; used again only if nobody else stores the model."""
 

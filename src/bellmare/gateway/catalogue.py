@@ -2,6 +2,7 @@
 
 import asyncio
 from typing import Any
+from urllib.parse import unquote
 
 import msgspec
 
@@ -65,7 +66,7 @@ class Catalogue:
 
     def model(self, exchange: Exchange) -> None:
         """GET /v1/models/NAME; names with slashes are served too, unlike by Ollama (ollama.md 1.3)."""
-        spelling = exchange.request.path.removeprefix("/v1/models/")
+        spelling = unquote(exchange.request.path.removeprefix("/v1/models/"))
         try:
             name = canonical_name(spelling)
         except InvalidRequest as error:

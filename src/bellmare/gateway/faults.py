@@ -8,11 +8,15 @@ _CRASH_BEGINNINGS = (
     "llama runner process has terminated",
     "llama runner process no longer running",
     "model runner has unexpectedly stopped",
-    "an error was encountered while running the model",
+    "an error was encountered while running the model: unexpected EOF",
+    "an error was encountered while running the model: EOF",
+    "an error was encountered while running the model: read tcp",
+    "an error was encountered while running the model: write tcp",
     "timed out waiting for llama-server",
 )
 """How Ollama's own texts for a dead runner begin (ollama.md 1.6). Only beginnings count: further on a text may quote
-errors of other requests (ollama.md 12)."""
+errors of other requests (ollama.md 12). Whatever else ends an answer with "an error was encountered" is that
+request's own trouble: its runner goes on serving others."""
 
 
 FAILED_TEXT = "the model's worker failed"

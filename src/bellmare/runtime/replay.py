@@ -80,7 +80,10 @@ def _replay_file(path: Path, report: Report) -> Iterator[None]:
                 step = decoder.decode(line)
             except msgspec.DecodeError as error:
                 raise LogError(f"{path}:{number}: {error}") from error
-            decisions = engine.step(step.now_us, step.event)
+            try:
+                decisions = engine.step(step.now_us, step.event)
+            except AssertionError as error:
+                raise LogError(f"{path}:{number}: the core cannot take this step: {error}") from error
             report.steps += 1
             report.decisions += len(decisions)
             replayed = _encoder.encode(decisions)

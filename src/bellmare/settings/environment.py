@@ -14,7 +14,7 @@ from bellmare.settings.quantities import Count, Size
 from bellmare.settings.yaml_text import SIZE_MAX, read_yaml
 
 PREFIX = "BELLMARE_"
-RESERVED = frozenset({"BELLMARE_CONFIG"})
+RESERVED = frozenset({"BELLMARE_CONFIG", "BELLMARE_ADMIN_URL"})
 """Variables with our prefix that are no settings: the path of the file, read by the command line."""
 
 _SERVICE_LINK = re.compile(

@@ -90,7 +90,7 @@ class QueueSettings(Section):
     timeout_us: Annotated[SpanUs, _Wait] = Field(
         default=SpanUs(300 * SECOND_US),
         alias="timeout",
-        description="A request that was not dispatched after so long is refused with 503. At least `queue.wait`.",
+        description="A request that was not dispatched after so long is refused with 504. At least `queue.wait`.",
     )
 
 
@@ -214,7 +214,7 @@ class Settings(Section):
 
     listen: Annotated[Address, AddressKind(GATEWAY_PORT)] = Field(
         default=Address("127.0.0.1", GATEWAY_PORT),
-        description="Where clients connect: Ollama's, OpenAI's and Anthropic's API.",
+        description="Where clients connect: Ollama's and OpenAI's API.",
     )
     admin: Annotated[Annotated[Address, AddressKind(ADMIN_PORT)] | None, OFF] = Field(
         default=Address("127.0.0.1", ADMIN_PORT), description="Where operators and Prometheus connect; `off` for none."

@@ -285,3 +285,21 @@ def test_the_queue_holds_no_entry_of_who_left() -> None:
         script.asks(f"x{number}", "a", within=10_000)
         script.cancels(f"x{number}")
     assert len(script.engine.fleet.queues["blob-a"]) == 1  # type: ignore[index]
+
+
+def test_a_worker_that_is_back_may_have_a_request_again_that_it_failed() -> None:
+    """Another worker stores the model too, but can never hold it: without an end the exclusion would block all."""
+    script = Script(exclusion_us=5 * S)
+    script.worker("small", stored("a", 14), gib=8)
+    script.worker("big", stored("a", 14), holds=(loaded("a", 15),))
+    script.asks("r", "a")
+    script.fails("r", "big", "reset")
+    script.passes(2)
+    script.shows("big")
+    script.asks("s", "a")
+    assert script.none(d.Load)
+    script.passes(5)
+    (load,) = [decision for decision in script.all if isinstance(decision, d.Load)]
+    assert load.worker == "big"
+    script.ends(load)
+    assert {one.request for one in script.some(d.Dispatch)} == {"r", "s"}

@@ -252,14 +252,23 @@ async def test_an_error_of_the_request_itself_is_told_in_full() -> None:
     over(desk, "failed")
 
 
-async def test_an_error_line_amid_a_stream_is_told_in_our_words() -> None:
+@pytest.mark.parametrize(
+    ("said", "told", "crashed"),
+    [
+        (SECRET, "the model's worker failed", False),
+        (f"unexpected EOF {SECRET}", "an error was encountered while running the model: unexpected EOF", True),
+    ],
+)
+async def test_an_error_line_amid_a_stream_is_told_in_our_words(said: str, told: str, crashed: bool) -> None:
+    """Only a dead runner is unloaded: others go on being served by one that refused a single request."""
     desk = Desk()
     client, _, worker = talk(desk)
-    error = {"error": f"an error was encountered while running the model: {SECRET}"}
+    error = {"error": f"an error was encountered while running the model: {said}"}
     worker.answers(token("a") + json.dumps(error).encode() + b"\n")
     last = json.loads(client.body.splitlines()[-1])
-    assert last == {"error": "an error was encountered while running the model"}
+    assert last == {"error": told}
     over(desk, "failed")
+    assert bool(desk.driver.engine.fleet.state.operations) is crashed
 
 
 async def test_a_crash_before_the_first_byte_is_tried_again_and_its_runner_leaves() -> None:
