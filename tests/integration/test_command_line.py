@@ -83,7 +83,7 @@ def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Path, st
 def test_the_banner_tells_where_to_connect_and_what_to_try(gateway: tuple[Path, str, str]) -> None:
     home, url, _ = gateway
     log = (home / "gateway.log").read_text()
-    for said in ("is ready", url, f"{url}/v1", "gpu0", "curl ", "bellmare ps"):
+    for said in ("is ready", url, f"{url}/v1", "gpu0", "curl ", " ps --admin-url"):
         assert said in log
 
 

@@ -1,6 +1,7 @@
 """Commands that ask a running gateway's admin API: tables for people, JSON for scripts."""
 
 import json
+import os
 import sys
 import time
 import urllib.error
@@ -14,9 +15,10 @@ from rich.table import Table
 from rich.text import Text
 
 from bellmare.cli.discovery import DIRECT
-from bellmare.cli.serving import fail
+from bellmare.cli.serving import DEFAULT_FILE, fail, read_settings
 from bellmare.cli.sizes import size_text, span_text
 
+ADMIN_URL = "http://127.0.0.1:11436"
 TIMEOUT_S = 10.0
 POLL_S = 0.2
 WAIT_MAX_S = 900.0
@@ -25,8 +27,19 @@ EXIT_REFUSED = 1
 STATE_COLOURS = {"resident": "green", "loading": "cyan", "draining": "yellow", "unloading": "yellow"}
 
 
+def admin_url() -> str:
+    """Where the gateway of this folder and environment has its admin API."""
+    if not DEFAULT_FILE.exists() and "BELLMARE_ADMIN" not in os.environ:
+        return ADMIN_URL
+    admin = read_settings(None).admin
+    if admin is None:
+        fail("the settings here say `admin: off`; name another gateway with --admin-url", 2)
+    return f"http://{admin}" if admin.port else ADMIN_URL
+
+
 def ask(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
     """One call; ends the process with a clear text if nobody answers. Refusals (409) come back as their body."""
+    url = url or admin_url()
     if not url.startswith(("http://", "https://")):
         fail(f"--admin-url must begin with http://, not {url!r}", 2)
     data = json.dumps(body).encode() if body is not None else None

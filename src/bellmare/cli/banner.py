@@ -1,5 +1,9 @@
 """What a person sees when the gateway stands: where to connect, what is there, and the next command to try."""
 
+import os
+import shutil
+import sys
+
 from rich.console import Console
 from rich.table import Table
 
@@ -9,6 +13,7 @@ from bellmare.cli.service import Service
 from bellmare.cli.sizes import size_text
 
 MODELS_SHOWN = 6
+ADMIN_PORT = 11436
 
 
 def show(console: Console, service: Service, found: Found | None) -> None:
@@ -30,8 +35,17 @@ def show(console: Console, service: Service, found: Found | None) -> None:
         console.print("\nTry:", highlight=False)
         body = f'{{"model":"{_short(names)}","messages":[{{"role":"user","content":"Why is the sky blue?"}}]}}'
         console.print(f"  curl {shown_host}:{service.port}/api/chat -d '{body}'", soft_wrap=True, markup=False)
-        console.print("  bellmare ps", highlight=False)
+        console.print(f"  {_command()} ps{_admin_option(service)}", highlight=False)
     console.print("\nCtrl-C stops it.\n", style="dim")
+
+
+def _command() -> str:
+    """How this program is called from here: plainly if it is on PATH, else as it was called."""
+    return "bellmare" if shutil.which("bellmare") else os.path.relpath(sys.argv[0])
+
+
+def _admin_option(service: Service) -> str:
+    return "" if service.admin_port in (None, ADMIN_PORT) else f" --admin-url http://127.0.0.1:{service.admin_port}"
 
 
 def _workers(service: Service, found: Found | None) -> str:

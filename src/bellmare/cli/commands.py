@@ -30,11 +30,16 @@ Workers = Annotated[
     list[str] | None, typer.Option("--worker", "-w", help="URL of an Ollama server; may be given several times.")
 ]
 AdminUrl = Annotated[
-    str, typer.Option("--admin-url", envvar="BELLMARE_ADMIN_URL", help="Where the gateway's admin API answers.")
+    str,
+    typer.Option(
+        "--admin-url",
+        envvar="BELLMARE_ADMIN_URL",
+        help="Where the gateway's admin API answers [default: as the settings here say, else 127.0.0.1:11436].",
+        show_default=False,
+    ),
 ]
 AsJson = Annotated[bool, typer.Option("--json", help="One JSON document instead of a table.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No banner.")]
-ADMIN_URL = "http://127.0.0.1:11436"
 
 
 def _version(value: bool) -> None:
@@ -105,7 +110,7 @@ def demo(  # tidy: one parameter for each flag
 
 
 @app.command()
-def ps(admin_url: AdminUrl = ADMIN_URL, json: AsJson = False) -> None:
+def ps(admin_url: AdminUrl = "", json: AsJson = False) -> None:
     """What is loaded, loading or leaving, and where."""
     from bellmare.cli.asking import show_ps
 
@@ -113,7 +118,7 @@ def ps(admin_url: AdminUrl = ADMIN_URL, json: AsJson = False) -> None:
 
 
 @app.command()
-def models(admin_url: AdminUrl = ADMIN_URL, json: AsJson = False) -> None:
+def models(admin_url: AdminUrl = "", json: AsJson = False) -> None:
     """Every model that the fleet stores."""
     from bellmare.cli.asking import show_models
 
@@ -121,7 +126,7 @@ def models(admin_url: AdminUrl = ADMIN_URL, json: AsJson = False) -> None:
 
 
 @app.command()
-def workers(admin_url: AdminUrl = ADMIN_URL, json: AsJson = False) -> None:
+def workers(admin_url: AdminUrl = "", json: AsJson = False) -> None:
     """Every worker, its health and the parts of its memory."""
     from bellmare.cli.asking import show_workers
 
@@ -134,7 +139,7 @@ def load(
     *,
     worker: Annotated[str | None, typer.Option(help="Load it there instead of where it suits best.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait until it is ready.")] = True,
-    admin_url: AdminUrl = ADMIN_URL,
+    admin_url: AdminUrl = "",
     json: AsJson = False,
 ) -> None:
     """Load a model now."""
@@ -149,7 +154,7 @@ def unload(
     *,
     worker: Annotated[str | None, typer.Option(help="Only from there.")] = None,
     wait: Annotated[bool, typer.Option(help="Wait until it is gone.")] = True,
-    admin_url: AdminUrl = ADMIN_URL,
+    admin_url: AdminUrl = "",
     json: AsJson = False,
 ) -> None:
     """Let a model go once its requests are done."""
@@ -159,7 +164,7 @@ def unload(
 
 
 @app.command()
-def explain(subject: str, admin_url: AdminUrl = ADMIN_URL, json: AsJson = False) -> None:
+def explain(subject: str, admin_url: AdminUrl = "", json: AsJson = False) -> None:
     """Why: what was decided lately about a request id, a model or a worker."""
     from bellmare.cli.asking import show_explain
 

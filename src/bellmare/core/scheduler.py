@@ -231,7 +231,8 @@ def _unload_victim(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
             return False
         if runner.residency is Residency.resident:  # an unload that broke, or a runner seen again
             _drain(fleet, worker, runner, cause=UnloadCause.room, wanted_by=placement.model)
-        if fleet.name_on(worker, victim, prefer=runner.name) is None:
+        pinned = fleet.model_config(fleet.state.models[victim]).pinned  # a pinned name may have moved to it since
+        if pinned or fleet.name_on(worker, victim, prefer=runner.name) is None:
             cancel_placement(fleet, worker)
             return False
         if not runner.used:  # draining, or an unload that broke and is not over yet
