@@ -37,9 +37,9 @@ async def leak_gate() -> AsyncIterator[list[dict[str, Any]]]:
     yield errors
     end = asyncio.get_running_loop().time() + _BACK_TIMEOUT_S
     while asyncio.get_running_loop().time() < end:
-        if (open_sockets(), len(asyncio.all_tasks())) == (sockets, tasks):
+        if open_sockets() <= sockets and len(asyncio.all_tasks()) == tasks:
             break
         await asyncio.sleep(0.01)
     assert len(asyncio.all_tasks()) == tasks, sorted(task.get_name() for task in asyncio.all_tasks())
-    assert open_sockets() == sockets
+    assert open_sockets() <= sockets  # fewer is no leak: an earlier test's may have closed meanwhile
     assert errors == []
