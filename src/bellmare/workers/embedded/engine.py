@@ -283,7 +283,7 @@ class Engine:
     async def _watch(self, runner: Runner, process: EngineProcess) -> None:
         """The one place where a runner that was ready leaves: unloaded, or crashed if nobody asked for it."""
         await process.exited.wait()
-        if runner.state is State.stopping:
+        if runner.state is State.stopping and not process.died:
             self.counters.unloads += 1
         else:
             self.counters.crashes += 1

@@ -44,6 +44,8 @@ class EngineProcess:
         self._tasks: list[asyncio.Task[None]] = []
         self._log: deque[str] = deque(maxlen=LOG_LINES_MAX)
         self.exited = asyncio.Event()
+        self.killed = False
+        """By us, after its grace."""
         self.host = ""
         self.port = 0
         self.base_path = ""
@@ -87,6 +89,11 @@ class EngineProcess:
     def log(self) -> list[str]:
         return list(self._log)
 
+    @property
+    def died(self) -> bool:
+        """It has ended by a signal that was not ours: dead before we asked it to go, whoever noticed first."""
+        return (self._process.returncode or 0) < 0 and not self.killed
+
     async def stop(self, *, grace_s: float) -> None:
         """Close its input, which ends it; kill it after ``grace_s`` or if we are cancelled; return when it is gone."""
         if self._process.stdin is not None:
@@ -98,6 +105,7 @@ class EngineProcess:
             pass  # killed below
         finally:
             if not self.exited.is_set():
+                self.killed = True
                 self._process.kill()
         await self.exited.wait()
         await asyncio.gather(*self._tasks, return_exceptions=True)
