@@ -2,13 +2,12 @@
 
 import asyncio
 
-from bellmare.core.events import WorkerAdded
 from bellmare.core.units import WorkerId
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.observer import Observer
 from bellmare.runtime.tasks import Tasks
 from bellmare.workers.ollama import OllamaWorker
-from bellmare.workers.port import Profile, WorkerFault
+from bellmare.workers.port import WorkerFault
 
 PROFILE_TIMEOUT_S = 5.0
 JOIN_RETRY_S = 1.0
@@ -36,12 +35,12 @@ class WorkerFleet:
     async def _join(self, port: OllamaWorker) -> None:
         while True:
             try:
-                profile = await port.profile(timeout_s=PROFILE_TIMEOUT_S)
+                joined = await port.profile(timeout_s=PROFILE_TIMEOUT_S)
                 break
             except WorkerFault as fault:
                 self.joining[port.worker] = f"{fault.fault}: {fault.detail}"
             await asyncio.sleep(JOIN_RETRY_S)
-        self._driver.feed(worker_added(port.worker, profile))
+        self._driver.feed(joined)
         del self.joining[port.worker]
         self._observer.watch(port)
 
@@ -65,19 +64,3 @@ class WorkerFleet:
     async def close(self) -> None:
         """Close every port's connections; nothing is unloaded."""
         await asyncio.gather(*(port.close() for port in self.ports.values()))
-
-
-def worker_added(worker: WorkerId, profile: Profile) -> WorkerAdded:
-    """The core's event for a worker that has introduced itself."""
-    return WorkerAdded(
-        worker=worker,
-        kind=profile.kind,
-        capacity_bytes=profile.capacity_bytes,
-        capacity_known=profile.capacity_known,
-        headroom_bytes=profile.headroom_bytes,
-        overhead_bytes=profile.overhead_bytes,
-        overhead_shown=profile.overhead_shown,
-        parallel=profile.parallel,
-        runners_max=profile.runners_max,
-        fit_percent=profile.fit_percent,
-    )

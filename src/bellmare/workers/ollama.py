@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 import msgspec
 
-from bellmare.core.events import FaultKind, LoadedModel, StoredModel, WorkerKind
+from bellmare.core.events import FaultKind, LoadedModel, StoredModel, WorkerAdded, WorkerKind
 from bellmare.core.memory import memory_shape
 from bellmare.core.units import GIB, MIB, Bytes, ModelId, WorkerId
 from bellmare.http.client import Upstream, UpstreamError, UpstreamFailureKind
@@ -17,7 +17,7 @@ from bellmare.http.messages import Response
 from bellmare.protocols import ollama
 from bellmare.protocols.errors import BadAnswer, InvalidRequest, upstream_error_text
 from bellmare.protocols.names import canonical_name, is_cloud_name
-from bellmare.workers.port import Observation, Profile, WorkerFault
+from bellmare.workers.port import Observation, WorkerFault
 
 SHOWS_AT_ONCE = 4
 """Questions for model details under way; a first look at 300 names must not flood a server."""
@@ -109,7 +109,7 @@ class OllamaWorker:
         """Manifest digest to blob, for everything ever seen: /api/ps keeps old digests (ollama.md 2.3)."""
         self._version = ""
 
-    async def profile(self, *, timeout_s: float) -> Profile:
+    async def profile(self, *, timeout_s: float) -> WorkerAdded:
         own = await self._own_word(timeout_s=timeout_s)
         settings = self.settings
         kind = own.kind if own is not None else settings.kind
@@ -129,7 +129,8 @@ class OllamaWorker:
         runners_max = settings.runners_max
         if runners_max is None:
             runners_max = own.runners_max if own is not None else STOCK_RUNNERS_MAX
-        return Profile(
+        return WorkerAdded(
+            worker=self.worker,
             kind=kind,
             capacity_bytes=capacity,
             capacity_known=known,

@@ -4,8 +4,8 @@ from typing import Protocol
 
 import msgspec
 
-from bellmare.core.events import FaultKind, LoadedModel, StoredModel, WorkerKind
-from bellmare.core.units import Bytes, WorkerId
+from bellmare.core.events import FaultKind, LoadedModel, StoredModel, WorkerAdded
+from bellmare.core.units import WorkerId
 from bellmare.http.client import Upstream
 
 
@@ -26,20 +26,6 @@ class Observation(msgspec.Struct, frozen=True):
     version: str
 
 
-class Profile(msgspec.Struct, frozen=True):
-    """What is known of a worker before it is observed; becomes ``WorkerAdded``."""
-
-    kind: WorkerKind
-    capacity_bytes: Bytes
-    capacity_known: bool
-    headroom_bytes: Bytes
-    overhead_bytes: Bytes
-    overhead_shown: bool
-    parallel: int
-    runners_max: int
-    fit_percent: int
-
-
 class WorkerPort(Protocol):
     """One worker. Every method waits at most ``timeout_s`` and ends with a value or a :class:`WorkerFault`."""
 
@@ -47,7 +33,7 @@ class WorkerPort(Protocol):
     upstream: Upstream
     """Where requests are relayed; the relay uses it directly, so that bytes pass through nothing else."""
 
-    async def profile(self, *, timeout_s: float) -> Profile:
+    async def profile(self, *, timeout_s: float) -> WorkerAdded:
         """Capacity, slots and rules: from settings, else from the worker's own word, else the kind's defaults."""
 
     async def observe(self, *, timeout_s: float) -> Observation:

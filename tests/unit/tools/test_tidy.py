@@ -43,7 +43,7 @@ def test_a_rule_that_is_broken_is_told(text: str, reason: str) -> None:
         "def f(  # tidy: the protocol calls it so\n    a, b, c\n):\n    pass",
         "def f():\n" + "    pass\n" * 59,
         "x = 1\n" * 500,
-        "p = 'src/home/page' + '~/work/x'",
+        "p = 'src/home/page' + '~/home/x'",
     ],
 )
 def test_what_is_allowed_passes(text: str) -> None:
