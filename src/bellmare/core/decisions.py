@@ -69,6 +69,10 @@ class LoadCause(StrEnum):
     replica = "replica"
     pinned = "pinned"
     operator = "operator"
+    prewarm = "prewarm"
+    """Nobody waits for it yet: the forecast says that somebody will ask."""
+    hint = "hint"
+    """Nobody waits for it yet: somebody said that a request is coming."""
     adopt = "adopt"
     """It is resident, but on Ollama's own timer: take the timer away."""
 
@@ -89,6 +93,10 @@ class Load(Decision, frozen=True, tag=True):
 class UnloadCause(StrEnum):
     room = "room"
     """Its memory is needed; ``wanted_by`` says for whom."""
+    ahead = "ahead"
+    """Hardly anybody will ask for it before somebody needs its room: so that he need not wait for the unload."""
+    replica = "replica"
+    """One copy more than the load needs."""
     operator = "operator"
     over_budget = "over_budget"
     """Measured memory passed the ledger's limit."""

@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from bellmare.core import admission, health, operations, operator, queueing, reconcile, scheduler
+from bellmare.core import admission, health, hints, operations, operator, queueing, reconcile, scheduler
 from bellmare.core.check import check
 from bellmare.core.config import CoreConfig
 from bellmare.core.costs import average, lower_least
@@ -18,6 +18,7 @@ from bellmare.core.events import (
     Event,
     FaultKind,
     FirstTokenReceived,
+    HintGiven,
     LoadRequested,
     ModelReleased,
     OperationEnded,
@@ -69,6 +70,7 @@ class Engine:
             LoadRequested: lambda event: operator.load_requested(self.fleet, self.policy, event),
             UnloadRequested: lambda event: operator.unload_requested(self.fleet, event),
             ModelReleased: self._model_released,
+            HintGiven: lambda event: hints.given(self.fleet, event),
             TimePassed: lambda event: None,
         }
         self._timers: dict[int, Callable[[str, str], None]] = {

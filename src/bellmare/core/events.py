@@ -4,7 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
-from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, WorkerId
+from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
 
 
 class Event(msgspec.Struct, frozen=True, tag=True, omit_defaults=True):
@@ -126,6 +126,14 @@ class RequestKind(StrEnum):
     """An empty prompt: the client only wants the model ready."""
 
 
+class Priority(StrEnum):
+    """How much a request may be preferred to others that wait; it never interrupts who runs."""
+
+    high = "high"
+    normal = "normal"
+    low = "low"
+
+
 class RequestArrived(Event, frozen=True, tag=True):
     """A parsed request asks to be run. ``deadline_us`` is the instant by which it must have been dispatched."""
 
@@ -134,6 +142,8 @@ class RequestArrived(Event, frozen=True, tag=True):
     deadline_us: InstantUs
     kind: RequestKind = RequestKind.generation
     tenant: str = ""
+    """Who asks: slots are shared fairly between tenants, and what each asks for next is predicted."""
+    priority: Priority = Priority.normal
     prompt_tokens: int = 0
     """Estimate from the body's size; only spans are computed from it."""
 
@@ -211,6 +221,38 @@ class ModelReleased(Event, frozen=True, tag=True):
     name: str
 
 
+class HintSource(StrEnum):
+    """Where the knowledge comes from that a model will be asked for soon. Each is scored by itself."""
+
+    prepare = "prepare"
+    """A client said so: POST /api/prepare."""
+    next_header = "next_header"
+    """A request named the model of the next one: X-Bellmare-Next."""
+    show = "show"
+    """/api/show of the model: clients look before they ask."""
+    tags = "tags"
+    """/api/tags by a caller that we know: mostly he goes on with his usual model."""
+    body = "body"
+    """The head of a request has come, its long body is still on its way."""
+    chain = "chain"
+    """The tenant's last request is mostly followed by one for this model (found by the core itself)."""
+    period = "period"
+    """The model is called at equal intervals (found by the core itself)."""
+
+
+class HintGiven(Event, frozen=True, tag=True):
+    """Somebody will ask for a model in about ``in_us``. Never more than a guess: it is scored by what comes of it."""
+
+    source: HintSource
+    name: str = ""
+    """Canonical; empty: the tenant's usual model."""
+    tenant: str = ""
+    in_us: SpanUs = SpanUs(0)
+    """When the request is expected; zero: as soon as this source's hints usually come true."""
+    ttl_us: SpanUs = SpanUs(0)
+    """After so long it is no longer expected; zero: the configured default."""
+
+
 class TimePassed(Event, frozen=True, tag=True):
     """Nothing happened but time: a deadline of ``next_deadline_us`` is due."""
 
@@ -229,5 +271,6 @@ AnyEvent = (
     | LoadRequested
     | UnloadRequested
     | ModelReleased
+    | HintGiven
     | TimePassed
 )
