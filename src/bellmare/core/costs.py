@@ -10,6 +10,8 @@ SPAWN_US = SECOND_US
 """A llama-server needs about a second before it reads weights."""
 LOAD_BYTES_PER_S = 1_500_000_000
 """Weights from disk or page cache, before the first measurement."""
+UNLOAD_US = SpanUs(SECOND_US)
+"""Ollama's runners are gone and their memory back after 0.5 to 1.5 s (ollama.md 3.4)."""
 SERVICE_US = SpanUs(3 * SECOND_US)
 PREFILL_TOKENS_PER_S = 500
 OUTPUT_WEIGHT = 8
@@ -111,6 +113,15 @@ def learn_load(worker: Worker, model: Model, took_us: int) -> None:
     worker.load_bytes_per_s = max(
         1, average(worker.load_bytes_per_s, model.stored.weights_bytes * SECOND_US // reading_us)
     )
+
+
+def learn_unload(worker: Worker, took_us: int) -> None:
+    worker.unload_us = SpanUs(average(worker.unload_us, max(1, took_us)))
+
+
+def unload_estimate_us(worker: Worker) -> SpanUs:
+    """Time from the unload call until the memory is back."""
+    return worker.unload_us or UNLOAD_US
 
 
 def service_estimate_us(fleet: Fleet, model: Model) -> SpanUs:

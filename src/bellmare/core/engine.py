@@ -8,7 +8,7 @@ from typing import Any
 
 import msgspec
 
-from bellmare.core import admission, health, hints, operations, operator, queueing, reconcile, scheduler
+from bellmare.core import admission, demand, forecast, health, hints, operations, operator, queueing, reconcile, scheduler
 from bellmare.core.check import check
 from bellmare.core.config import CoreConfig
 from bellmare.core.costs import average, lower_least
@@ -54,14 +54,14 @@ class Engine:
     def __init__(self, config: CoreConfig, state: State | None = None) -> None:
         self.config = config
         self.fleet = Fleet(config, state if state is not None else State())
-        self.policy = policy(config.eviction)
+        self.policy = policy(config.eviction, self.fleet.state.experience)
         self.story = Story()
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             WorkerAdded: self._worker_added,
             WorkerRemoved: self._worker_removed,
             WorkerObserved: lambda event: reconcile.observed(self.fleet, event),
             WorkerUnreachable: lambda event: health.unreachable(self.fleet, event),
-            RequestArrived: lambda event: admission.admit(self.fleet, event),
+            RequestArrived: self._request_arrived,
             RequestCancelled: self._request_cancelled,
             FirstTokenReceived: self._first_token_received,
             RequestFinished: self._request_finished,
@@ -170,6 +170,14 @@ class Engine:
         fleet.dirty_workers.pop(event.worker, None)
 
     # ------------------------------------------------------------------ requests
+
+    def _request_arrived(self, event: RequestArrived) -> None:
+        model = self.fleet.resolve(event.name)
+        if model is not None:
+            forecast.learn(self.fleet, model)
+            demand.note_arrival(self.fleet, model, event.tenant)
+            self.policy.asked(self.fleet, model)
+        admission.admit(self.fleet, event)
 
     def _request_cancelled(self, event: RequestCancelled) -> None:
         request = self.fleet.drop_request(event.request)

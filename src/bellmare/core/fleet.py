@@ -191,6 +191,9 @@ class Fleet:
         model_id = model.model
         self.set_want(model, Want.nothing)
         del self.state.models[model_id]
+        if model.demand.arrivals:
+            self.state.asked.remove(model_id)
+            del self.state.recent[model_id]
         for index in (self.queues, self.open, self.ready_slots, self.loading, self.live):
             del index[model_id]
         self._preference.pop(model_id, None)

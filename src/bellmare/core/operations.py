@@ -1,6 +1,6 @@
 """How loads and unloads end. Each ends exactly once: by its own event, or by its deadline if that event was lost."""
 
-from bellmare.core.costs import canonical_num_ctx, learn_bytes, learn_load, need_bytes
+from bellmare.core.costs import canonical_num_ctx, learn_bytes, learn_load, learn_unload, need_bytes
 from bellmare.core.decisions import LoadCause, Observe, Refusal, UnloadCause
 from bellmare.core.events import FaultKind, OperationEnded, OperationOutcome
 from bellmare.core.fleet import Fleet, Timer
@@ -29,6 +29,8 @@ def ended(fleet: Fleet, event: OperationEnded) -> None:
     model = fleet.state.models[operation.model]
     runner = worker.runners.get(operation.model)
     if operation.kind is OperationKind.unload:
+        if event.outcome is OperationOutcome.done:
+            learn_unload(worker, fleet.now_us - operation.started_us)
         _unload_ended(fleet, worker, runner, event=event)
     elif runner is None:
         _ask_again(fleet, worker)

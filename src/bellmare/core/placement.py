@@ -9,12 +9,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 from zlib import crc32
 
-from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes, predicted_bytes
+from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes, predicted_bytes, unload_estimate_us
 from bellmare.core.eviction import EvictionPolicy
 from bellmare.core.fleet import Fleet
 from bellmare.core.residency import Residency
 from bellmare.core.state import Model, Runner, Worker
-from bellmare.core.units import Bytes, SpanUs
+from bellmare.core.units import SECOND_US, SpanUs
+from bellmare.core.victims import Claim, cheapest, fits, prefix
 
 FITS_WEIGHED_MAX = 8
 """Workers with enough free memory that are weighed per placement."""
@@ -24,21 +25,13 @@ WALKED_MAX = 64
 """Workers looked at along the model's order; the rest is found when one of them becomes free."""
 
 
-class Claim(NamedTuple):
-    """What a load asks for."""
-
-    need_bytes: Bytes
-    """What it will take, by our own ledger."""
-    predicted_bytes: int
-    """What Ollama's own fit test will be about."""
-
-
 class Plan(NamedTuple):
     """Load ``model`` on ``worker`` after ``victims`` have left. Sorts by what it costs: lower is better."""
 
     busy: int
     """Victims that still serve requests."""
     loss: float
+    """By the policy; one that prices in seconds counts the unloads and the load itself, too."""
     load_us: SpanUs
     crowd: int
     """Requests in flight on the worker."""
@@ -53,23 +46,6 @@ def could_ever_fit(worker: Worker, model: Model, need: int) -> bool:
     """Whether the worker, emptied, could hold it. A guessed capacity never says no: only a measurement may."""
     room = worker.capacity_bytes - worker.headroom_bytes - worker.foreign_bytes
     return need <= room or not worker.capacity_known
-
-
-def fits(worker: Worker, claim: Claim, *, leaving_bytes: int = 0, leaving: int = 0) -> bool:
-    """Whether a load may be sent once ``leaving`` runners with ``leaving_bytes`` are gone.
-
-    Both our ledger and Ollama's own test must agree (beside others it wants the load within 80 % of free memory, and
-    counts runners), else Ollama would evict by itself: ollama.md 3.3.
-    """
-    others = len(worker.runners) - leaving
-    if others == 0 and not worker.capacity_known:
-        return True
-    if worker.runners_max and others >= worker.runners_max:
-        return False
-    free = worker.free_bytes + leaving_bytes
-    if claim.need_bytes > free:
-        return False
-    return others == 0 or claim.predicted_bytes * 100 <= (free + worker.headroom_bytes) * worker.fit_percent
 
 
 def barred(fleet: Fleet, worker: Worker, model: Model) -> bool:
@@ -95,10 +71,11 @@ def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, model: Mode
         if victims is None:
             return None
     assert victims is not None
+    load_us = load_estimate_us(worker, model)
     return Plan(
         busy=sum(1 for runner in victims if runner.used),
-        loss=policy.loss(fleet, victims) if victims else 0.0,
-        load_us=load_estimate_us(worker, model),
+        loss=_cost(fleet, policy, worker, victims=victims, load_us=load_us),
+        load_us=load_us,
         crowd=sum(len(runner.in_flight) for runner in worker.runners.values()),
         order=crc32(f"{model.model}|{worker.worker}".encode()),
         worker=worker,
@@ -108,25 +85,24 @@ def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, model: Mode
     )
 
 
+def _cost(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, victims: list[Runner], load_us: SpanUs) -> float:
+    loss = policy.loss(fleet, victims) if victims else 0.0
+    if policy.prices:
+        loss += (len(victims) * unload_estimate_us(worker) + load_us) / SECOND_US
+    return loss
+
+
 def _victims(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, claim: Claim, drain: bool) -> list[Runner] | None:
-    """The smallest prefix of the policy's order that makes room, less what turns out not to be needed."""
+    """The set that makes room at least cost, idle runners before busy ones; inclusion-minimal."""
     idle, busy = victims_on(fleet, worker, drain=drain)
     leaving_bytes = sum(runner.bytes for runner in idle) + sum(runner.bytes for runner in busy)
     if not fits(worker, claim, leaving_bytes=leaving_bytes, leaving=len(idle) + len(busy)):
         return None
-    order = policy.rank(fleet, idle) + policy.rank(fleet, busy)
-    chosen: list[Runner] = []
-    freed = 0
-    for runner in order:
-        chosen.append(runner)
-        freed += runner.bytes
-        if fits(worker, claim, leaving_bytes=freed, leaving=len(chosen)):
-            break
-    for runner in chosen[:-1]:  # the last one was needed, or the loop had ended before it
-        if fits(worker, claim, leaving_bytes=freed - runner.bytes, leaving=len(chosen) - 1):
-            chosen.remove(runner)
-            freed -= runner.bytes
-    return chosen
+    if policy.prices:
+        chosen = cheapest(fleet, policy, worker, claim=claim, idle=idle)
+        if chosen is not None or not busy:
+            return chosen
+    return prefix(worker, claim, policy.rank(fleet, idle) + policy.rank(fleet, busy))
 
 
 def victims_on(fleet: Fleet, worker: Worker, *, drain: bool) -> tuple[list[Runner], list[Runner]]:

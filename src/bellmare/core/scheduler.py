@@ -6,16 +6,20 @@ its worker's loader, never the slots of runners that stay.
 
 from typing import Any
 
-from bellmare.core import queueing
-from bellmare.core.costs import load_estimate_us, predicted_wait_us, slots_of
+from bellmare.core import forecast, prewarm, queueing
+from bellmare.core.costs import load_estimate_us, predicted_wait_us, slots_of, unload_estimate_us
 from bellmare.core.decisions import Drain, Load, LoadCause, Undrain, Unload, UnloadCause
 from bellmare.core.eviction import EvictionPolicy
 from bellmare.core.fleet import Fleet, Timer
-from bellmare.core.placement import Claim, Plan, choose, choose_free, evictable, fits, plan_on, room_at_most
+from bellmare.core.placement import Plan, choose, choose_free, evictable, plan_on, room_at_most
 from bellmare.core.residency import Cue, Residency
 from bellmare.core.state import Model, Operation, OperationKind, Placement, Request, Runner, Want, Worker
 from bellmare.core.units import SECOND_US, Bytes, InstantUs, ModelId, OperationId, SpanUs
+from bellmare.core.victims import Claim, fits
 
+ROOM_AHEAD = True
+PREWARM = True
+AGEING = 0.3
 PLACED_PER_STEP_MAX = 1
 """Missing models that one step looks for a place for; the rest follow at once in further steps."""
 TRIED_PER_WORKER_MAX = 8
@@ -163,7 +167,11 @@ def start(fleet: Fleet, policy: EvictionPolicy, model: Model, *, plan: Plan, cau
         started_us=fleet.now_us,
     )
     fleet.set_placement(worker, placement)
+    if cause is LoadCause.demand:
+        forecast.note_miss(fleet, plan.claim.need_bytes)
     for victim in plan.victims:
+        loss = policy.loss(fleet, [victim]) if policy.prices else 0.0
+        forecast.note_victim(fleet, fleet.now_us - victim.used_us, loss=loss, size=victim.bytes)
         _drain(fleet, worker, victim, cause=UnloadCause.room, wanted_by=model.model)
     advance(fleet, policy, worker)
 
@@ -191,6 +199,23 @@ def advance(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
         return
     if worker.placement is None and fleet.blocked and fleet.available(worker):
         _try_blocked(fleet, policy, worker)
+    if worker.placement is None and worker.operation is None:
+        _work_ahead(fleet, policy, worker)
+
+
+def _work_ahead(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
+    """Nothing has to be done here: what would spare the next ones a wait?"""
+    if PREWARM and fleet.available(worker):
+        found = prewarm.best_ahead(fleet, policy, worker) if policy.prices else None
+        if found is not None:
+            start(fleet, policy, found[0], plan=found[1], cause=LoadCause.prewarm)
+            return
+    if not ROOM_AHEAD: return
+    runner = prewarm.room_ahead(fleet, policy, worker)
+    if runner is not None:
+        worker.room_us = fleet.now_us
+        ask_to_leave(fleet, worker, runner, cause=UnloadCause.ahead)
+        _let_leave(fleet, worker)
 
 
 def _carry_on(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
@@ -214,6 +239,8 @@ def _carry_on(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
 def _still_wanted(fleet: Fleet, model: Model, placement: Placement) -> bool:
     if not model.holders:
         return False
+    if placement.cause in (LoadCause.prewarm, LoadCause.hint):
+        return True
     if placement.cause is LoadCause.demand:
         return model.waiting > 0 or fleet.model_config(model).pinned
     return placement.cause is not LoadCause.replica or model.waiting > 0
@@ -399,10 +426,15 @@ def _shrink(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> bool:
 
 
 def _try_blocked(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
-    """The worker's loader is free: start what waits longest among that which it can make room for."""
+    """The worker's loader is free: start the load that relieves most waiting per second of loading.
+
+    Smith's rule: by (load and unloads) / number of those who wait, which minimises the sum of waits; each second that the
+    longest has waited counts ``AGEING`` seconds less, so that a large model is overtaken for a bounded time only.
+    """
     tried = 0
     models = fleet.state.models
     most = {drain: room_at_most(fleet, worker, drain=drain) for drain in (False, True)}
+    best: tuple[float, Model, Plan] | None = None
     for _, model_id in fleet.blocked:
         model = models[model_id]
         if model.least_bytes > most[model.may_drain] or worker.worker not in model.holders:
@@ -412,8 +444,14 @@ def _try_blocked(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
             continue
         plan = plan_on(fleet, policy, worker, model=model, drain=model.may_drain)
         if plan is not None:
-            start(fleet, policy, model, plan=plan, cause=_cause(model))
-            return  # the list has changed
+            span_us = plan.load_us + len(plan.victims) * unload_estimate_us(worker)
+            waited_us = fleet.now_us - head.arrived_us if head is not None else 0
+            order = span_us / max(1, model.waiting) - AGEING * waited_us
+            if best is None or order < best[0]:
+                best = (order, model, plan)
         tried += 1
         if tried == TRIED_PER_WORKER_MAX:
-            return
+            break
+    if best is not None:
+        _, model, plan = best
+        start(fleet, policy, model, plan=plan, cause=_cause(model))

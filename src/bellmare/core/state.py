@@ -122,6 +122,14 @@ class Worker(msgspec.Struct):
     load_bytes_per_s: int = 0
     """Learned; zero before the first load."""
     prefill_tokens_per_s: int = 0
+    ahead_us: InstantUs = InstantUs(0)
+    """Work ahead of demand is not looked for again before this instant."""
+    look_us: InstantUs = InstantUs(0)
+    """When it is looked at next for work ahead of demand."""
+    room_us: InstantUs = InstantUs(0)
+    """When a runner was last asked to leave ahead of demand."""
+    unload_us: SpanUs = SpanUs(0)
+    """Learned: from the unload call until the memory is back; zero before the first."""
 
     @property
     def unshown_bytes(self) -> int:
@@ -140,6 +148,89 @@ class Want(StrEnum):
     """Wants a copy; the scheduler has not looked for room yet."""
     blocked = "blocked"
     """Wants a copy; there was no room when last looked."""
+
+
+class Demand(msgspec.Struct):
+    """When a model was asked for, and how often. Kept by ``demand``; decayed values are as of the instant beside them."""
+
+    arrivals: int = 0
+    last_us: InstantUs = InstantUs(-1)
+    before_us: InstantUs = InstantUs(-1)
+    """The arrival before the last one."""
+    counters: list[float] = []
+    """Arrivals, decayed with each of ``demand.SPANS_S``, as of ``last_us``; empty before the first."""
+    gap_ln: float = 0.0
+    """Moving average of ln(1 + seconds) between arrivals."""
+    gap_spread: float = 0.0
+    """Mean distance of the gaps' logarithms from that average: small for a timer."""
+    sessions: float = 0.0
+    sessions_us: InstantUs = InstantUs(0)
+    """Tenants whose last request this model had, decayed."""
+    chain: float = 0.0
+    chain_us: InstantUs = InstantUs(0)
+    """Requests that tenants' last requests let expect, decayed."""
+    followers: dict[ModelId, float] = {}
+    """Which models the same tenants asked for next, soon after."""
+    logits: list[float] = []
+    """What the forecast's heads last said, good until ``logits_until_us``; kept here so that a restored core goes on
+    with the same numbers."""
+    logits_until_us: InstantUs = InstantUs(-1)
+    samples: list["Sample"] = []
+    """What the forecast saw of it and has not been told the truth about."""
+
+
+class Sample(msgspec.Struct):
+    """Features of one model at one instant, waiting for its next arrival."""
+
+    at_us: InstantUs
+    features: list[float]
+
+
+class Caller(msgspec.Struct):
+    """One tenant's habits."""
+
+    model: ModelId | None = None
+    """Asked for last."""
+    last_us: InstantUs = InstantUs(0)
+    habits: dict[ModelId, float] = {}
+    """What he asks for, and how often."""
+
+
+class Experience(msgspec.Struct):
+    """What one eviction policy remembers beside the demand; each uses what it needs."""
+
+    inflation: float = 0.0
+    priority: dict[ModelId, float] = {}
+    histogram: dict[ModelId, list[int]] = {}
+    hits: list[list[float]] = []
+    ends: list[list[float]] = []
+    density: list[list[float]] = []
+    events: int = 0
+
+
+class Forecast(msgspec.Struct):
+    """What the forecast has learned. Kept by ``forecast``."""
+
+    weights: list[list[float]] = []
+    """In use: one list per head."""
+    learned: list[list[float]] = []
+    """Being learned; becomes ``weights`` now and then."""
+    squares: list[list[float]] = []
+    """Sums of squared gradients (Adagrad)."""
+    version: int = 0
+    """Counts how often ``weights`` changed."""
+    lessons: int = 0
+    cursor: int = 0
+    sampled_us: InstantUs = InstantUs(0)
+    idle_us: SpanUs = SpanUs(0)
+    """How long victims had not been used when they left: the cache's characteristic time."""
+    byte_price: float = 0.0
+    """Seconds of expected waiting that a byte of GPU memory is worth: what victims cost per byte."""
+    misses: float = 0.0
+    misses_us: InstantUs = InstantUs(0)
+    """Loads on demand, decayed."""
+    needs: list[int] = []
+    """Bytes of the latest loads on demand."""
 
 
 class Model(msgspec.Struct):
@@ -173,6 +264,7 @@ class Model(msgspec.Struct):
     failures: int = 0
     """Failed loads in a row over all workers."""
     released_us: InstantUs = InstantUs(-1)
+    demand: Demand = msgspec.field(default_factory=Demand)
     """When a client last said that it needs it no more."""
     stranded_us: InstantUs = InstantUs(-1)
     """Since when no healthy worker stores it while requests wait; -1: not so."""
@@ -224,3 +316,15 @@ class State(msgspec.Struct):
     timers: list[tuple[InstantUs, int, str, str]] = []
     """A heap of (instant, kind, key, key); outlived ones are skipped when due."""
     counters: dict[str, int] = {}
+    asked: list[ModelId] = []
+    """Models that were ever asked for, in order of the first time."""
+    recent: dict[ModelId, None] = {}
+    """The same by their last request, the latest last."""
+    activity: float = 0.0
+    activity_us: InstantUs = InstantUs(0)
+    """All arrivals, decayed over two minutes."""
+    callers: dict[str, Caller] = {}
+    """Tenants by their last request, the latest last."""
+    forecast: Forecast = msgspec.field(default_factory=Forecast)
+    experience: Experience = msgspec.field(default_factory=Experience)
+    """What the eviction policy in use has learned beside it."""

@@ -5,9 +5,11 @@ Plugs in where every policy does, ``core.eviction.EvictionPolicy``; it knows wha
 
 from bisect import bisect_left
 from collections.abc import Sequence
+from typing import ClassVar
 
+from bellmare.core.eviction.policy import R, Resident
 from bellmare.core.fleet import Fleet
-from bellmare.core.state import Runner
+from bellmare.core.state import Model
 from bellmare.core.units import SECOND_US, ModelId
 from bellmare.sim.workload import Workload
 
@@ -21,7 +23,8 @@ class Belady:
     4.4).
     """
 
-    name = "belady"
+    name: ClassVar[str] = "belady"
+    prices: ClassVar[bool] = False
 
     def __init__(self, workload: Workload) -> None:
         self._arrivals: dict[ModelId, list[int]] = {ModelId(model.blob): [] for model in workload.models}
@@ -29,11 +32,18 @@ class Belady:
         for arrival in workload.arrivals:
             by_number[arrival.model].append(arrival.at_us)
 
-    def rank(self, fleet: Fleet, candidates: Sequence[Runner]) -> list[Runner]:
+    def asked(self, fleet: Fleet, model: Model) -> None: ...
+
+    def left(self, fleet: Fleet, resident: Resident) -> None: ...
+
+    def soon(self, fleet: Fleet, model: ModelId, tau_s: float) -> float:
+        return 0.0
+
+    def rank(self, fleet: Fleet, candidates: Sequence[R]) -> list[R]:
         now_us = fleet.now_us
         return sorted(candidates, key=lambda r: (-self.next_us(r.model, now_us), -r.bytes, r.model))
 
-    def loss(self, fleet: Fleet, victims: Sequence[Runner]) -> float:
+    def loss(self, fleet: Fleet, victims: Sequence[Resident]) -> float:
         """Load spans over the spans until they are due: nothing for a model that is not asked for again."""
         total = 0.0
         for runner in victims:

@@ -1,0 +1,97 @@
+"""Which runners have to leave one worker for a load, and what that costs in all. Only proposes.
+
+For a policy that prices losses in seconds a set is weighed as a whole: several small victims cost an unload each, one
+large one costs its own return. For the classics it is the shortest prefix of their order, less what is not needed.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from bellmare.core.costs import unload_estimate_us
+from bellmare.core.eviction.policy import EvictionPolicy
+from bellmare.core.fleet import Fleet
+from bellmare.core.state import Runner, Worker
+from bellmare.core.units import SECOND_US, Bytes
+
+PAIRED_MAX = 12
+"""The cheapest so many runners are tried in pairs; larger sets come from the greedy order."""
+
+
+class Claim(NamedTuple):
+    """What a load asks for."""
+
+    need_bytes: Bytes
+    """What it will take, by our own ledger."""
+    predicted_bytes: int
+    """What Ollama's own fit test will be about."""
+
+
+def fits(worker: Worker, claim: Claim, *, leaving_bytes: int = 0, leaving: int = 0) -> bool:
+    """Whether a load may be sent once ``leaving`` runners with ``leaving_bytes`` are gone.
+
+    Both our ledger and Ollama's own test must agree (beside others it wants the load within 80 % of free memory, and
+    counts runners), else Ollama would evict by itself: ollama.md 3.3.
+    """
+    others = len(worker.runners) - leaving
+    if others == 0 and not worker.capacity_known:
+        return True
+    if worker.runners_max and others >= worker.runners_max:
+        return False
+    free = worker.free_bytes + leaving_bytes
+    if claim.need_bytes > free:
+        return False
+    return others == 0 or claim.predicted_bytes * 100 <= (free + worker.headroom_bytes) * worker.fit_percent
+
+
+def prefix(worker: Worker, claim: Claim, order: Sequence[Runner]) -> list[Runner] | None:
+    """The shortest prefix of ``order`` that makes room, less what turns out not to be needed; None if none does."""
+    chosen: list[Runner] = []
+    freed = 0
+    for runner in order:
+        chosen.append(runner)
+        freed += runner.bytes
+        if fits(worker, claim, leaving_bytes=freed, leaving=len(chosen)):
+            break
+    else:
+        return None
+    for runner in chosen[:-1]:  # the last one was needed, or the loop had ended before it
+        if fits(worker, claim, leaving_bytes=freed - runner.bytes, leaving=len(chosen) - 1):
+            chosen.remove(runner)
+            freed -= runner.bytes
+    return chosen
+
+
+def cheapest(
+    fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, claim: Claim, idle: Sequence[Runner]
+) -> list[Runner] | None:
+    """The idle runners whose leaving costs least in seconds, unloads included, and makes room."""
+    unload_s = unload_estimate_us(worker) / SECOND_US
+    rate = RATE_SCALE * fleet.state.forecast.byte_price
+    priced = sorted(
+        (policy.loss(fleet, [runner]) + unload_s - rate * runner.bytes, runner.model, runner) for runner in idle
+    )
+    best, best_price = _greedy(worker, claim, priced)
+    for i, (price, _, runner) in enumerate(priced[:PAIRED_MAX]):
+        if price < best_price and fits(worker, claim, leaving_bytes=runner.bytes, leaving=1):
+            best, best_price = [runner], price
+        for other_price, _, other in priced[i + 1 : PAIRED_MAX]:
+            if price + other_price < best_price and fits(
+                worker, claim, leaving_bytes=runner.bytes + other.bytes, leaving=2
+            ):
+                best, best_price = [runner, other], price + other_price
+    return best
+
+
+RATE_SCALE = 0.5
+
+
+def _greedy(
+    worker: Worker, claim: Claim, priced: Sequence[tuple[float, str, Runner]]
+) -> tuple[list[Runner] | None, float]:
+    """By price per byte."""
+    order = sorted(priced, key=lambda entry: (entry[0] / max(1, entry[2].bytes), entry[1]))
+    chosen = prefix(worker, claim, [runner for _, _, runner in order])
+    if chosen is None:
+        return None, float("inf")
+    prices = {runner.model: price for price, _, runner in priced}
+    return chosen, sum(prices[runner.model] for runner in chosen)
