@@ -51,5 +51,7 @@ class CoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """A resident whose timer comes back is pinned again at most so often."""
     zombie_max_us: SpanUs = SpanUs(120 * SECOND_US)
     """A slot whose request was aborted during prefill stays taken at most so long."""
-    eviction: str = "lru"
+    eviction: str = "hv"
+    ahead: bool = True
+    """Loads and makes room ahead of demand, by forecast and hints."""
     models: dict[str, ModelConfig] = {}

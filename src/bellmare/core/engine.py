@@ -8,7 +8,18 @@ from typing import Any
 
 import msgspec
 
-from bellmare.core import admission, demand, forecast, health, hints, operations, operator, queueing, reconcile, scheduler
+from bellmare.core import (
+    admission,
+    demand,
+    forecast,
+    health,
+    hints,
+    operations,
+    operator,
+    queueing,
+    reconcile,
+    scheduler,
+)
 from bellmare.core.check import check
 from bellmare.core.config import CoreConfig
 from bellmare.core.costs import average, lower_least
@@ -81,6 +92,8 @@ class Engine:
             Timer.may_drain: self._may_drain_due,
             Timer.stranded: self._stranded_due,
             Timer.forgive: self._forgive_due,
+            Timer.hint: lambda key, key2: hints.expired(self.fleet, key, key2),
+            Timer.foreseen: lambda key, _: hints.foreseen_due(self.fleet, key),
             Timer.continue_work: lambda key, key2: None,
         }
 
@@ -175,7 +188,9 @@ class Engine:
         model = self.fleet.resolve(event.name)
         if model is not None:
             forecast.learn(self.fleet, model)
+            hints.came_true(self.fleet, model)
             demand.note_arrival(self.fleet, model, event.tenant)
+            hints.note_arrival(self.fleet, model, event.tenant)
             self.policy.asked(self.fleet, model)
         admission.admit(self.fleet, event)
 

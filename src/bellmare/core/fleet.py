@@ -37,6 +37,10 @@ class Timer(IntEnum):
     stranded = 5
     forgive = 7
     """A retried request has avoided the workers that failed it for long enough."""
+    hint = 8
+    """A hint's time is over."""
+    foreseen = 9
+    """It is time to load what a hint spoke of."""
     continue_work = 6
     """Work left over by a step that reached its bound."""
 
@@ -60,6 +64,7 @@ class Fleet:
         "dirty_models",
         "dirty_workers",
         "live",
+        "look_ahead",
         "loading",
         "now_us",
         "open",
@@ -95,6 +100,8 @@ class Fleet:
         """Models without a copy, by the arrival of who waits longest."""
         self.dirty_models: dict[ModelId, None] = {}
         self.dirty_workers: dict[WorkerId, None] = {}
+        self.look_ahead = False
+        """A hint came, or a loader became free: what is foreseen is looked at once before the step ends."""
         self._mortal_timers = 0
         self._open_key: dict[tuple[int, ModelId], int] = {}
         self._ready_key: dict[tuple[int, ModelId], int] = {}
@@ -194,6 +201,7 @@ class Fleet:
         if model.demand.arrivals:
             self.state.asked.remove(model_id)
             del self.state.recent[model_id]
+        self.state.foreseen.pop(model_id, None)
         for index in (self.queues, self.open, self.ready_slots, self.loading, self.live):
             del index[model_id]
         self._preference.pop(model_id, None)
@@ -350,6 +358,8 @@ class Fleet:
         runner.residency = after(runner.residency, cue)
         runner.since_us = self.now_us
         if runner.residency is Residency.absent:
+            if runner.untried:
+                self.state.forecast.useless += 1.0
             del worker.runners[runner.model]
             worker.leaving.pop(runner.model, None)
             worker.left[runner.model] = self.now_us
@@ -416,6 +426,7 @@ class Fleet:
         if available:
             insort(self.room, (free, worker.index))
             self._room_key[worker.index] = free
+            self.look_ahead = True
 
     def available(self, worker: Worker) -> bool:
         """Whether a placement may start: in routing, known, and nothing under way."""

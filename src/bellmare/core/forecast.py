@@ -75,10 +75,10 @@ def features(fleet: Fleet, demand: Demand, at_us: int) -> list[float]:
         count = counters[i] * decay(age_s / span_s)
         found.append(ln(1.0 + count) if count > NOTHING else count)
     late = 0.3 * (age_ln - demand.gap_ln)
-    regular, soon, soonish = _regular(demand), 0.0, 0.0
-    if regular > 0.0:
+    timer, soon, soonish = regular(demand), 0.0, 0.0
+    if timer > 0.0:
         off_s = abs(due_after_s(demand) - age_s)
-        soon, soonish = regular * decay(off_s / 60.0), regular * decay(off_s / 600.0)
+        soon, soonish = timer * decay(off_s / 60.0), timer * decay(off_s / 600.0)
     chain = chain_at(demand, at_us) if demand.chain > NOTHING else 0.0
     found += (
         0.2 * age_ln,
@@ -86,7 +86,7 @@ def features(fleet: Fleet, demand: Demand, at_us: int) -> list[float]:
         late if late > 0.0 else 0.0,
         soon,
         soonish,
-        regular,
+        timer,
         ln(1.0 + sessions_at(demand, at_us)),
         ln(1.0 + chain) if chain > NOTHING else 0.0,
         0.3 * ln(1.0 + activity_at(fleet, at_us)),
@@ -95,7 +95,7 @@ def features(fleet: Fleet, demand: Demand, at_us: int) -> list[float]:
     return found
 
 
-def _regular(demand: Demand) -> float:
+def regular(demand: Demand) -> float:
     """From 0 (gaps of any length) to 1 (a timer's)."""
     if demand.arrivals < REGULAR_MIN or demand.gap_spread >= 2 * REGULAR_SPREAD:
         return 0.0

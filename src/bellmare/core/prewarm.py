@@ -5,11 +5,14 @@ time to the next miss is the probability that a model is asked for before the ne
 """
 
 from itertools import islice
+from typing import NamedTuple
 
 from bellmare.core import forecast
-from bellmare.core.costs import load_estimate_us, unload_estimate_us
+from bellmare.core.costs import SPAWN_US, unload_estimate_us
+from bellmare.core.decisions import LoadCause
 from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.numeric import decay
 from bellmare.core.placement import Plan, choose, evictable, plan_on
 from bellmare.core.residency import Residency
 from bellmare.core.state import Model, Runner, Worker
@@ -70,57 +73,156 @@ def _look_again(fleet: Fleet, worker: Worker) -> None:
 
 
 AHEAD_EVERY_US = 2 * SECOND_US
+"""Forecasts change no faster; hints are looked at at once."""
 P_MIN = 0.12
 """Below that a prediction is noise."""
 THETA = 0.3
-"""Victims are worth twice what the forecast says: certain residents against an uncertain guest."""
+"""Victims are worth so much more than the forecast says: certain residents against an uncertain guest."""
 KAPPA = 0.15
-"""A second of loading costs so much even if nobody waits: power, and the disk."""
+"""A second of loading costs so much even if nobody waits: power, and the disk. Times ``Forecast.caution``."""
 RECENT_MAX = 8
 LOOKED_MAX = 32
+"""Absent models weighed, and models looked at to find them."""
+HORIZON = 0.3
+"""Of the characteristic time: as for eviction, since guest and victim compete for the same stay."""
+BUDGET_PERCENT = {LoadCause.prewarm: 10, LoadCause.hint: 60}
+"""Share of the loaders' time in an hour that loads ahead of demand may take."""
+BUDGET_SPAN_S = 3_600.0
+OUTCOMES = 20
+"""Outcomes after which the price of loads ahead is looked at again."""
+USEFUL_LOW, USEFUL_HIGH = 0.25, 0.6
+CAUTION_MIN, CAUTION_MAX = 0.5, 8.0
+THRASH = 2
+"""A model that left is not loaded ahead before so many times its load span have passed."""
 
 
-def best_ahead(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> tuple[Model, Plan] | None:
+class Ahead(NamedTuple):
+    """A load that nobody waits for yet."""
+
+    gain: float
+    """Seconds of waiting that it saves on balance."""
+    model: Model
+    plan: Plan
+    cause: LoadCause
+
+
+def best_ahead(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> Ahead | None:
     """The absent model whose load on ``worker`` pays best although nobody waits for it; None: none pays."""
-    best: tuple[Model, Plan] | None = None
-    best_gain = 0.0
     if fleet.now_us < worker.ahead_us:
         return None
     worker.ahead_us = InstantUs(fleet.now_us + AHEAD_EVERY_US)
-    for model in candidates(fleet):
-        found = gain_on(fleet, policy, worker, model=model)
-        if found is not None and found[0] > best_gain:
-            best_gain, best = found[0], (model, found[1])
+    if not _affordable(fleet, LoadCause.prewarm):
+        return None
+    _heed_outcomes(fleet)
+    best: Ahead | None = None
+    for model in (*_absent(fleet), *_foreseen(fleet)):
+        found = weigh(fleet, policy, model, worker=worker)
+        if found is not None and (best is None or found.gain > best.gain):
+            best = found
     return best
 
 
-def candidates(fleet: Fleet) -> list[Model]:
-    """Absent models that somebody may ask for soon: used lately, or foreseen."""
+def best_foreseen(fleet: Fleet, policy: EvictionPolicy) -> Ahead | None:
+    """The hinted model whose load pays best, on whichever worker; None: none pays, or no loader is free."""
+    if not fleet.room or not fleet.config.ahead or not _affordable(fleet, LoadCause.hint):
+        return None
+    best: Ahead | None = None
+    models = fleet.state.models
+    for model_id in list(fleet.state.foreseen):
+        model = models[model_id]
+        if not _missing(model):
+            if model.copies or model.placements:
+                del fleet.state.foreseen[model_id]
+            continue
+        found = weigh(fleet, policy, model, worker=None)
+        if found is not None and (best is None or found.gain > best.gain):
+            best = found
+    if best is not None:
+        del fleet.state.foreseen[best.model.model]
+    return best
+
+
+def _missing(model: Model) -> bool:
+    return not model.copies and not model.placements and model.healthy_holders > 0 and not model.waiting
+
+
+def _absent(fleet: Fleet) -> list[Model]:
+    """Absent models that were used lately, the latest first."""
     found = []
     models = fleet.state.models
     for model_id in islice(reversed(fleet.state.recent), LOOKED_MAX):
         model = models[model_id]
-        if not model.copies and not model.placements and model.healthy_holders and not model.waiting:
+        if _missing(model):
             found.append(model)
             if len(found) == RECENT_MAX:
                 break
     return found
 
 
-def gain_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, model: Model) -> tuple[float, Plan] | None:
-    """Seconds that loading ``model`` on ``worker`` now saves on balance, with the plan; None if it does not pay."""
-    tau_s = forecast.idle_s(fleet) * 0.3
-    soon = policy.soon(fleet, model.model, tau_s)
+def _foreseen(fleet: Fleet) -> list[Model]:
+    models = fleet.state.models
+    return [models[model_id] for model_id in fleet.state.foreseen if _missing(models[model_id])]
+
+
+def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model, *, worker: Worker | None) -> Ahead | None:
+    """Whether loading ``model`` ahead of demand pays, on ``worker`` or on the best; None if not.
+
+    What it saves, less what its victims are worth, less the price of the load, less the wait of a miss that comes while
+    the loader is taken (a load cannot be broken off), less the room that the next miss will have to clear again.
+    """
+    soon = policy.soon(fleet, model.model, HORIZON * forecast.idle_s(fleet))
     if soon < P_MIN:
         return None
-    load_s = load_estimate_us(worker, model) / SECOND_US
-    unload_s = unload_estimate_us(worker) / SECOND_US
-    gain = soon * load_s - KAPPA * load_s - load_s * load_s / 2 / forecast.miss_gap_s(fleet)
+    load_s = (model.load_us or SPAWN_US) / SECOND_US
+    price = KAPPA * fleet.state.forecast.caution * load_s
+    gain = soon * load_s - price - load_s * load_s / 2 / forecast.miss_gap_s(fleet)
     if gain <= 0:
         return None
-    plan = plan_on(fleet, policy, worker, model=model, drain=False)
+    if worker is None:
+        plan = choose(fleet, policy, model, drain=False)
+    else:
+        plan = plan_on(fleet, policy, worker, model=model, drain=False)
     if plan is None:
         return None
+    left_us = plan.worker.left.get(model.model, InstantUs(-1))
+    if 0 <= left_us and fleet.now_us - left_us < THRASH * plan.load_us and not model.demand.hints:
+        return None
+    unload_s = unload_estimate_us(plan.worker) / SECOND_US
     loss = plan.loss - plan.load_us / SECOND_US - len(plan.victims) * unload_s
     gain -= (1 + THETA) * loss + unload_s * (1 - soon)
-    return (gain, plan) if gain > 0 else None
+    cause = LoadCause.hint if model.demand.hints else LoadCause.prewarm
+    return Ahead(gain, model, plan, cause) if gain > 0 else None
+
+
+# ---------------------------------------------------------------------- budget and feedback
+
+
+def note_load(fleet: Fleet, span_us: int) -> None:
+    """A load ahead of demand begins: book its loader time."""
+    forecast_state = fleet.state.forecast
+    forecast_state.spent_us = _spent_us(fleet) + span_us
+    forecast_state.spent_at_us = fleet.now_us
+
+
+def _spent_us(fleet: Fleet) -> float:
+    state = fleet.state.forecast
+    return state.spent_us * decay((fleet.now_us - state.spent_at_us) / (BUDGET_SPAN_S * SECOND_US))
+
+
+def _affordable(fleet: Fleet, cause: LoadCause) -> bool:
+    limit_us = BUDGET_PERCENT[cause] / 100 * BUDGET_SPAN_S * SECOND_US * max(1, len(fleet.state.workers))
+    return _spent_us(fleet) < limit_us
+
+
+def _heed_outcomes(fleet: Fleet) -> None:
+    """Loads ahead cost more while few of them were of use, and less while most were."""
+    state = fleet.state.forecast
+    seen = state.useful + state.useless
+    if seen < OUTCOMES:
+        return
+    share = state.useful / seen
+    if share < USEFUL_LOW:
+        state.caution = min(CAUTION_MAX, 2 * state.caution)
+    elif share > USEFUL_HIGH:
+        state.caution = max(CAUTION_MIN, state.caution / 2)
+    state.useful, state.useless = 0.0, 0.0

@@ -48,6 +48,9 @@ def dispatch(fleet: Fleet, request: Request, worker: Worker, *, runner: Runner) 
     request.attempts += 1
     runner.in_flight[request.request] = None
     runner.used_us = now_us
+    if runner.untried:
+        runner.untried = False
+        fleet.state.forecast.useful += 1.0
     fleet.refresh_open(worker, runner)
     fleet.decide(
         Dispatch(

@@ -18,8 +18,10 @@ from bellmare.core.units import SECOND_US, Bytes, InstantUs, ModelId, OperationI
 from bellmare.core.victims import Claim, fits
 
 ROOM_AHEAD = True
-PREWARM = True
+FORESEEN_PER_STEP_MAX = 4
 AGEING = 0.3
+AHEAD = (LoadCause.prewarm, LoadCause.hint)
+"""Loads that nobody waits for: they give way to any that somebody waits for."""
 PLACED_PER_STEP_MAX = 1
 """Missing models that one step looks for a place for; the rest follow at once in further steps."""
 TRIED_PER_WORKER_MAX = 8
@@ -33,6 +35,10 @@ ADOPT_TIMEOUT_US = SpanUs(60 * SECOND_US)
 def run(fleet: Fleet, policy: EvictionPolicy) -> None:
     """Do all that follows from the marks that the event left, up to the step's bounds."""
     _settle(fleet, policy)
+    if fleet.look_ahead:
+        fleet.look_ahead = False
+        if fleet.state.foreseen and not fleet.pending and policy.prices:
+            _foresee(fleet, policy)
     for _ in range(PLACED_PER_STEP_MAX):
         if not fleet.pending:
             return
@@ -40,6 +46,16 @@ def run(fleet: Fleet, policy: EvictionPolicy) -> None:
         _settle(fleet, policy)
     if fleet.pending:
         fleet.set_timer(fleet.now_us, Timer.continue_work, "")
+
+
+def _foresee(fleet: Fleet, policy: EvictionPolicy) -> None:
+    """Load what hints speak of, as long as loaders are free and it pays."""
+    for _ in range(FORESEEN_PER_STEP_MAX):
+        found = prewarm.best_foreseen(fleet, policy)
+        if found is None:
+            return
+        start(fleet, policy, found.model, plan=found.plan, cause=found.cause)
+        _settle(fleet, policy)
 
 
 def _settle(fleet: Fleet, policy: EvictionPolicy) -> None:
@@ -205,12 +221,15 @@ def advance(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
 
 def _work_ahead(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
     """Nothing has to be done here: what would spare the next ones a wait?"""
-    if PREWARM and fleet.available(worker):
-        found = prewarm.best_ahead(fleet, policy, worker) if policy.prices else None
+    if not fleet.config.ahead or not policy.prices:
+        return
+    if fleet.available(worker):
+        found = prewarm.best_ahead(fleet, policy, worker)
         if found is not None:
-            start(fleet, policy, found[0], plan=found[1], cause=LoadCause.prewarm)
+            start(fleet, policy, found.model, plan=found.plan, cause=found.cause)
             return
-    if not ROOM_AHEAD: return
+    if not ROOM_AHEAD:
+        return
     runner = prewarm.room_ahead(fleet, policy, worker)
     if runner is not None:
         worker.room_us = fleet.now_us
@@ -223,6 +242,9 @@ def _carry_on(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
     model = fleet.state.models[placement.model]
     name = fleet.name_on(worker, model.model, prefer=placement.name)
     if name is None or model.model in worker.runners or not _still_wanted(fleet, model, placement):
+        cancel_placement(fleet, worker)
+        return False
+    if placement.cause in AHEAD and not model.waiting and (fleet.pending or fleet.blocked):
         cancel_placement(fleet, worker)
         return False
     placement.name = name  # it may have moved to another blob since
@@ -239,7 +261,7 @@ def _carry_on(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
 def _still_wanted(fleet: Fleet, model: Model, placement: Placement) -> bool:
     if not model.holders:
         return False
-    if placement.cause in (LoadCause.prewarm, LoadCause.hint):
+    if placement.cause in AHEAD:
         return True
     if placement.cause is LoadCause.demand:
         return model.waiting > 0 or fleet.model_config(model).pinned
@@ -299,6 +321,9 @@ def _load(fleet: Fleet, worker: Worker, placement: Placement, *, model: Model) -
     runner.residency = Residency.loading
     operation = _begin(fleet, worker, runner, expected_us=expected_us, timeout_us=fleet.config.load_timeout_us)
     operation.load_cause = placement.cause
+    if placement.cause in AHEAD:
+        runner.untried = True
+        prewarm.note_load(fleet, expected_us)
     fleet.add_runner(worker, runner)
     fleet.set_placement(worker, None)
     fleet.decide(_load_decision(fleet, operation, runner, bytes_reserved=placement.need_bytes))

@@ -9,7 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from bellmare.core.decisions import CacheState, LoadCause, UnloadCause
-from bellmare.core.events import RequestKind, StoredModel, WorkerKind
+from bellmare.core.events import HintSource, RequestKind, StoredModel, WorkerKind
 from bellmare.core.residency import Residency
 from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
 
@@ -41,6 +41,8 @@ class Runner(msgspec.Struct):
     adopt_after_us: InstantUs = InstantUs(0)
     """Not pinned again before this instant."""
     unload_tries: int = 0
+    untried: bool = False
+    """Loaded ahead of demand, and nobody has asked for it since."""
     granted_num_ctx: int = 0
     """The context that our own load brought; less than was asked is the worker's limit, not a wrong shape."""
 
@@ -175,8 +177,32 @@ class Demand(msgspec.Struct):
     """What the forecast's heads last said, good until ``logits_until_us``; kept here so that a restored core goes on
     with the same numbers."""
     logits_until_us: InstantUs = InstantUs(-1)
+    hints: dict[HintSource, "Hint"] = {}
     samples: list["Sample"] = []
     """What the forecast saw of it and has not been told the truth about."""
+
+
+class Hint(msgspec.Struct):
+    """Somebody, or the core itself, expects requests for a model. One for each model and source."""
+
+    given_us: InstantUs
+    due_us: InstantUs
+    until_us: InstantUs
+    """Not expected any more after this instant."""
+    chance: float
+    """That it comes true, by what became of such hints."""
+    expected: int = 1
+    """Requests."""
+    tenant: str = ""
+
+
+class Score(msgspec.Struct):
+    """What became of hints: decayed counts."""
+
+    right: float = 0.0
+    wrong: float = 0.0
+    lead_us: SpanUs = SpanUs(0)
+    """From hint to request, on average."""
 
 
 class Sample(msgspec.Struct):
@@ -194,6 +220,8 @@ class Caller(msgspec.Struct):
     last_us: InstantUs = InstantUs(0)
     habits: dict[ModelId, float] = {}
     """What he asks for, and how often."""
+    score: Score = msgspec.field(default_factory=Score)
+    """Of his hints."""
 
 
 class Experience(msgspec.Struct):
@@ -231,6 +259,14 @@ class Forecast(msgspec.Struct):
     """Loads on demand, decayed."""
     needs: list[int] = []
     """Bytes of the latest loads on demand."""
+    useful: float = 0.0
+    useless: float = 0.0
+    """Loads ahead of demand that served somebody, and those that left unused; decayed."""
+    caution: float = 1.0
+    """Times ``prewarm.KAPPA``: the price of a load ahead of demand, by how useful the last ones were."""
+    spent_us: float = 0.0
+    spent_at_us: InstantUs = InstantUs(0)
+    """Loader time given to loads ahead of demand, decayed over an hour."""
 
 
 class Model(msgspec.Struct):
@@ -325,6 +361,9 @@ class State(msgspec.Struct):
     """All arrivals, decayed over two minutes."""
     callers: dict[str, Caller] = {}
     """Tenants by their last request, the latest last."""
+    foreseen: dict[ModelId, None] = {}
+    """Models that hints speak for, to be looked at whenever a loader is free."""
+    scores: dict[HintSource, Score] = {}
     forecast: Forecast = msgspec.field(default_factory=Forecast)
     experience: Experience = msgspec.field(default_factory=Experience)
     """What the eviction policy in use has learned beside it."""

@@ -4,7 +4,8 @@ Of several things due at one instant the world's come first, then the core's dea
 """
 
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 
 from bellmare.core.config import CoreConfig
 from bellmare.core.decisions import Decision
@@ -12,6 +13,7 @@ from bellmare.core.engine import Engine
 from bellmare.core.events import Event, RequestArrived, TimePassed
 from bellmare.core.eviction import EvictionPolicy
 from bellmare.core.units import SECOND_US, InstantUs, SpanUs
+from bellmare.sim.hints import TimedHint
 from bellmare.sim.tally import Tally
 from bellmare.sim.world import FOREVER_US, World, request_id
 
@@ -27,26 +29,36 @@ Progress = Callable[[int], None]
 """Called now and then with the number of requests that have arrived."""
 
 
-def core_config(eviction: str = "lru") -> CoreConfig:
+def core_config(eviction: str = "lru", *, ahead: bool = True) -> CoreConfig:
     """The core's defaults but for the bounds of its queues."""
     return CoreConfig(
         queue_per_model_max=WAITING_MAX,
         queue_total_max=WAITING_MAX,
         queue_wait_max_us=SpanUs(PATIENCE_US),
         eviction=eviction,
+        ahead=ahead,
     )
 
 
 class Drive:
     """One run of one engine."""
 
-    def __init__(self, engine: Engine, world: World, tally: Tally, *, watcher: Watcher | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        world: World,
+        tally: Tally,
+        *,
+        watcher: Watcher | None = None,
+        hints: Sequence[TimedHint] = (),
+    ) -> None:
         self.engine = engine
         self.world = world
         self.tally = tally
         self.step_ns = 0
         """Wall time spent inside the engine."""
         self._watcher = watcher
+        self._hints = deque(sorted(hints, key=lambda timed: timed.at_us))
         self._now_us = 0
 
     def run(self, progress: Progress | None = None) -> None:
@@ -59,8 +71,11 @@ class Drive:
         while number < count or tally.open:
             arrival_us = arrivals[number].at_us if number < count else FOREVER_US
             world_us = world.due_us()
+            hint_us = self._hints[0].at_us if self._hints else FOREVER_US
             core_us = self._core_due_us()
-            if world_us <= core_us and world_us <= arrival_us:
+            if hint_us < min(world_us, core_us) and hint_us <= arrival_us:
+                self._step(hint_us, self._hints.popleft().hint)
+            elif world_us <= core_us and world_us <= arrival_us:
                 if world_us == FOREVER_US:
                     return  # requests are left that nobody will ever serve: the report says so
                 for event in world.take(world_us):

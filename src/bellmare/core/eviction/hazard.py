@@ -8,7 +8,7 @@ a large fleet (policy findings 4.5, 5.2, 5.3).
 from collections.abc import Sequence
 from typing import ClassVar
 
-from bellmare.core import forecast
+from bellmare.core import forecast, hints
 from bellmare.core.eviction.policy import R, Resident, used_us
 from bellmare.core.fleet import Fleet
 from bellmare.core.residency import Residency
@@ -56,10 +56,9 @@ class HazardValue:
 
     def soon(self, fleet: Fleet, model_id: ModelId, tau_s: float) -> float:
         """p(tau) of a model, hints included."""
-        demand = fleet.state.models[model_id].demand
-        if not demand.counters:
-            return NEVER_ASKED
-        return forecast.chance(fleet, demand, tau_s)
+        model = fleet.state.models[model_id]
+        said = forecast.chance(fleet, model.demand, tau_s) if model.demand.counters else NEVER_ASKED
+        return max(said, hints.chance(fleet, model, tau_s)) if model.demand.hints else said
 
 
 def _spare(fleet: Fleet, resident: Resident) -> bool:

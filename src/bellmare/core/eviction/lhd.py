@@ -107,5 +107,3 @@ def _class_of(uses: float) -> int:
         if uses < bound:
             return number
     return CLASSES - 1
-
-
