@@ -11,7 +11,10 @@ import pytest
 from bellmare import sim
 from bellmare.sim.command import run_simulate
 from bellmare.sim.fleet import read_fleet
-from bellmare.sim.report import Row, averaged, percentile_s, row, scores, table
+from bellmare.sim.report.document import document
+from bellmare.sim.report.rows import TENANT_REQUESTS_MIN, RunRow, averaged, percentile_s, row
+from bellmare.sim.report.scores import compare, summed
+from bellmare.sim.report.tables import tables
 from bellmare.sim.runs import Policy, Run
 from bellmare.sim.scenarios import SCENARIOS
 from bellmare.sim.tally import Tally
