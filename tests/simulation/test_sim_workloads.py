@@ -141,7 +141,7 @@ def test_azure_functions_are_read_from_both_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("gentd26_requests.csv", "a,b\n1,2\n", "no column t, user"),
+        ("gentd26_requests.csv", "a,b\n1,2\n", "no column t, model"),
         ("gentd26_requests.csv", "t,user,model,exec_s\n", "no requests"),
         ("gentd26_requests.csv", "t,user,model,exec_s\n1,u,m,soon\n", ":2: 'soon' is no number"),
         ("gentd26_requests.csv", "t,user,model,exec_s\n1,u,m,2\n-5,u,m,2\n", ":3: -5 is out of range"),

@@ -16,7 +16,7 @@ from bellmare.sim.report.document import Document, document
 from bellmare.sim.report.load_times import load_times_table
 from bellmare.sim.report.page import page
 from bellmare.sim.report.tables import tables
-from bellmare.sim.subjects import Asked, UsageError, plan
+from bellmare.sim.subjects import Asked, UsageError, check_subject, plan
 from bellmare.sim.workloads.gentd26 import load_times
 from bellmare.sim.workloads.traces import TraceError, recognise
 
@@ -32,7 +32,8 @@ FILE_WIDTH = 150
 def run_simulate(asked: Asked) -> int:
     """Exit status: 0 done, 1 a run failed, 2 nothing was run, 130 Ctrl-C."""
     try:
-        if asked.trace is not None and recognise(asked.trace).name == "load times":
+        check_subject(asked)
+        if asked.trace is not None and recognise(asked.trace).reader is None:
             return _show_load_times(asked.trace, as_json=asked.as_json)
         planned = plan(asked)
         if asked.html is not None and not asked.html.parent.is_dir():

@@ -7,7 +7,6 @@ import multiprocessing
 import os
 import shlex
 import signal
-import sys
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
@@ -120,10 +119,12 @@ def _together(jobs: Sequence[Job], processes: int, told: Told) -> list[Outcome]:
         if failed is not None:
             raise _reason(jobs[failed], futures[failed])
         return [future.result() for future in futures]
-    finally:
+    except BaseException:
         for child in multiprocessing.active_children():
-            if child not in before and sys.exc_info()[0] is not None:
+            if child not in before:
                 child.terminate()  # Ctrl-C, or a failure: what still runs is of no use
+        raise
+    finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
 

@@ -94,9 +94,14 @@ def _suite(name: str) -> Suite | None:
     return SUITES[name] if name else None
 
 
-def _subjects(asked: Asked, suite: Suite | None, remarks: list[str]) -> list[Subject]:
+def check_subject(asked: Asked) -> None:
+    """Raises ``UsageError`` if options contradict each other."""
     if asked.trace is not None and (asked.scenario or asked.traces is not None):
         raise UsageError("a scenario or a trace, not both")
+
+
+def _subjects(asked: Asked, suite: Suite | None, remarks: list[str]) -> list[Subject]:
+    check_subject(asked)
     if asked.trace is not None:
         return [_traced(asked.trace, trace_name(asked.trace), fleet=asked.fleet)]
     names: Sequence[str] = () if asked.traces is not None else ("S1",)

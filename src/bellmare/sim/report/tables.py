@@ -10,7 +10,7 @@ from bellmare.sim.report.document import Document
 from bellmare.sim.report.rows import PolicyRow
 from bellmare.sim.report.scores import Comparison, Score
 
-NARROW = 110
+NARROW = 130
 """Below so many columns the figures that matter less are left out, so that no line breaks."""
 
 
@@ -43,23 +43,32 @@ def tables(found: Document, width: int) -> Group:
     parts: list[Table | Text] = []
     for comparison in found.by_scenario.values():
         lines = [r for r in found.rows if (r.scenario, r.fleet) == (comparison.scenario, comparison.fleet)]
-        parts += [_scenario(comparison, lines, gaps=gaps if width >= NARROW else gaps[:1], width=width), Text()]
-    parts.append(_scores(found.scores, gaps, comparisons=list(found.by_scenario.values())))
+        seeds = max(line.seeds for line in lines)
+        parts += [_title(f"{comparison.title}: {lines[0].requests} requests in {seeds} seed(s)")]
+        parts += [_scenario(comparison, lines, gaps=gaps if width >= NARROW else gaps[:1], width=width)]
+        parts += [
+            Text(f"* {line.policy}: {lost} not served") for line in lines if (lost := line.requests - line.served)
+        ]
+        parts += [Text()]
+    comparisons = list(found.by_scenario.values())
+    parts += [_title(f"Scores over {len(comparisons)} scenario(s) and fleet(s): average / worst")]
+    parts += [_scores(found.scores, gaps if width >= NARROW else gaps[:2], comparisons=comparisons)]
     return Group(*parts)
 
 
+def _title(text: str) -> Text:
+    return Text(text, style="bold", no_wrap=True)
+
+
 def _scenario(comparison: Comparison, lines: Sequence[PolicyRow], *, gaps: Sequence[str], width: int) -> Table:
-    seeds = max(line.seeds for line in lines)
-    title = f"{comparison.scenario} on {comparison.fleet}: {lines[0].requests} requests in {seeds} seed(s)"
-    shown = Table(box=None, pad_edge=False, title=title, title_justify="left", title_style="bold")
+    shown = Table(box=None, pad_edge=False)
     shown.add_column("policy", no_wrap=True, vertical="bottom")
     columns = [(head, text) for head, always, text in _COLUMNS if always or width >= NARROW]
     for head in (*(head for head, _ in columns), *(_GAP_TITLES[gap] for gap in gaps)):
         shown.add_column(head, justify="right", no_wrap=True)
     for line in lines:
-        lost = line.refused + line.unfinished
         shown.add_row(
-            line.policy + (f" ({lost} not served)" if lost else ""),
+            line.policy + ("" if line.served == line.requests else " *"),
             *(text(line) for _, text in columns),
             *(_maybe(getattr(comparison, f"{gap}_percent")[line.policy]) for gap in gaps),
         )
@@ -68,10 +77,7 @@ def _scenario(comparison: Comparison, lines: Sequence[PolicyRow], *, gaps: Seque
 
 def _scores(scores: dict[str, dict[str, Score]], gaps: Sequence[str], *, comparisons: Sequence[Comparison]) -> Table:
     """Average and worst over scenarios and fleets; cold starts against stock and the worst wait against LRU beside."""
-    shown = Table(
-        box=None, pad_edge=False, title=f"Scores over {len(comparisons)} scenario(s) and fleet(s): average / worst",
-        title_justify="left", title_style="bold",
-    )  # fmt: skip
+    shown = Table(box=None, pad_edge=False)
     shown.add_column("policy", no_wrap=True, vertical="bottom")
     for head in (*(_GAP_TITLES[gap] for gap in gaps), "cold starts\nvs stock %", "wait vs LRU %\n(avg / worst)"):
         shown.add_column(head, justify="right", no_wrap=True)

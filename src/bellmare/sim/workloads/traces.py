@@ -36,22 +36,28 @@ class TraceKind(msgspec.Struct, frozen=True):
     reader: Reader | None
     """None: it says nothing of requests."""
     fleets: tuple[str, ...]
-    """On which it is usually run; none: it is no part of a folder's benchmark."""
+    """On which it is usually run."""
+    benchmark: bool = False
+    """Whether it is run with all others of a folder; durations belong to another file, tokens name no models."""
 
 
 KINDS = (
     TraceKind("functions", ("azfn", "_minutes"), frozenset({"func", "minute", "count"}), azure_functions,
+              ("1x24GB", "1x48GB"), benchmark=True),
+    TraceKind("durations", ("_functions",), frozenset({"func", "avg_ms"}), azure_functions,
               ("1x24GB", "1x48GB")),
-    TraceKind("durations", ("_functions",), frozenset({"func", "avg_ms"}), azure_functions, ()),
-    TraceKind("clients", ("servegen",), frozenset({"client", "t", "rate"}), servegen, ("1x48GB",)),
-    TraceKind("tokens", ("azure_llm",), frozenset({"contexttokens", "generatedtokens"}), azure_tokens, ()),
+    TraceKind("clients", ("servegen",), frozenset({"client", "t", "rate"}), servegen, ("1x48GB",),
+              benchmark=True),
+    TraceKind("tokens", ("azure_llm",), frozenset({"contexttokens", "generatedtokens"}), azure_tokens,
+              ("1x48GB",)),
     TraceKind("load times", ("load_latency",), frozenset({"kind", "ms"}), None, ()),
-    TraceKind("requests", ("gentd26",), frozenset({"t", "model"}), gentd26, ("1x24GB", "1x48GB", "1x96GB", "4x24GB")),
+    TraceKind("requests", ("gentd26",), frozenset({"t", "model"}), gentd26, ("1x24GB", "1x48GB", "1x96GB", "4x24GB"),
+              benchmark=True),
 )  # fmt: skip
 """Kinds with more columns of their own first: the first that fits is meant."""
 EVENT_LOG = TraceKind("event log", (), frozenset(), lambda path, seed, _: event_log(path, seed), ())
-ALONE_FLEET = "1x24GB"
-"""Of traces that have no usual fleet."""
+UNKNOWN_FLEET = "1x24GB"
+"""Of an event log that names no worker."""
 
 
 def recognise(path: Path) -> TraceKind:
@@ -81,8 +87,8 @@ def load_trace(path: Path, *, seed: int, service_percent: int = SERVICE_PERCENT)
 def fleets_for(path: Path, kind: TraceKind) -> tuple[str, ...]:
     """The fleets that suit a trace; for an event log the one that was recorded."""
     if kind is EVENT_LOG:
-        return (recorded_fleet(path) or ALONE_FLEET,)
-    return kind.fleets or (ALONE_FLEET,)
+        return (recorded_fleet(path) or UNKNOWN_FLEET,)
+    return kind.fleets
 
 
 def trace_name(path: Path) -> str:
@@ -106,7 +112,7 @@ def traces_in(folder: Path) -> Iterator[tuple[Path, TraceKind | None, str]]:
         except TraceError:
             yield path, None, "no trace that is known"
             continue
-        if kind.fleets:
+        if kind.benchmark:
             yield path, kind, ""
         else:
             yield path, None, f"{kind.name}: not a workload by itself"
