@@ -1,5 +1,6 @@
 """bellmare's own log is a trace: what was asked, by whom, for how long, of models of which size."""
 
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -85,7 +86,7 @@ def test_a_clock_that_began_anew_goes_on_rising(tmp_path: Path) -> None:
     made = event_log(folder, 1)
     times = [arrival.at_us for arrival in made.arrivals]
     assert times == sorted(times) and len(times) == 2 * len(ASKED.arrivals)
-    assert [b - a for a, b in zip(times[80:], times[81:], strict=False)] == [7 * SECOND] * 79
+    assert [b - a for a, b in pairwise(times[80:])] == [7 * SECOND] * 79
 
 
 def test_models_are_known_from_the_snapshot_too(tmp_path: Path) -> None:
@@ -105,10 +106,8 @@ def test_models_are_known_from_the_snapshot_too(tmp_path: Path) -> None:
 
 def test_who_was_not_served_to_the_end_gets_the_median_of_his_model(tmp_path: Path) -> None:
     path = recorded(tmp_path) / "events-000001.jsonl"
-    kept = [
-        line for line in path.read_bytes().splitlines(keepends=True) if b'"RequestFinished","request":"r6"' not in line
-    ]
-    path.write_bytes(b"".join(kept))
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(b"".join(line for line in lines if b'"RequestFinished","request":"r6"' not in line))
     spans = sorted(a.service_us for i, a in enumerate(ASKED.arrivals) if a.model == ASKED.arrivals[6].model and i != 6)
     assert event_log(path, 1).arrivals[6].service_us == spans[(len(spans) - 1) // 2]
 

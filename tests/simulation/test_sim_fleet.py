@@ -1,5 +1,7 @@
 """Fleets as they are written and read, and worlds of unequal machines."""
 
+import re
+
 import pytest
 from test_sim_stock import asked, waits_s
 from test_sim_world import load, settle, small
@@ -58,14 +60,13 @@ def test_options_hold_for_their_group_alone() -> None:
     ],
 )
 def test_a_fleet_that_cannot_be_read_is_refused_with_the_reason(text: str, said: str) -> None:
-    with pytest.raises(FleetError, match=said.replace("?", r"\?")):
+    with pytest.raises(FleetError, match=re.escape(said)):
         read_fleet(text)
 
 
 def test_the_largest_fleet_has_as_many_workers_as_the_bound() -> None:
-    assert (
-        read_fleet(f"{WORKERS_MAX - 1}x24GB+1x48GB").workers == WORKERS_MAX == len(set(read_fleet("1000x1GB").names()))
-    )
+    fleet = read_fleet(f"{WORKERS_MAX - 1}x24GB+1x48GB")
+    assert fleet.workers == WORKERS_MAX == len(set(fleet.names()))
 
 
 def test_each_worker_of_an_unequal_fleet_has_its_own_memory_and_rate() -> None:
@@ -77,9 +78,8 @@ def test_each_worker_of_an_unequal_fleet_has_its_own_memory_and_rate() -> None:
     settle(world)
     assert world.loads_failed == 1, "the first worker is too small for it"
     world.act(SECOND, load(world, 0, 2))
-    assert (
-        settle(world)[0] == SECOND + 2 * SECOND == SECOND + load_us(fleet.machines[0], workload.models[0], cached=False)
-    )
+    assert settle(world)[0] == 3 * SECOND
+    assert load_us(fleet.machines[0], workload.models[0], cached=False) == 2 * SECOND
 
 
 def test_twins_have_the_machine_of_their_worker() -> None:

@@ -114,12 +114,12 @@ def test_some_damaged_rows_are_left_out_and_too_many_are_not(tmp_path: Path) -> 
     bad = ["soon,m,1"] * BAD_ROWS_PERCENT_MAX
     path = written(tmp_path / "x.csv", "t,model,exec_s", *bad, *good)
     assert len(load_trace(path, seed=1).arrivals) == len(good)
-    with pytest.raises(TraceError, match="x.csv:2: 'soon' is no number"):
+    with pytest.raises(TraceError, match=r"x\.csv:2: 'soon' is no number"):
         load_trace(written(path, "t,model,exec_s", *bad, "later,m,1", *good), seed=1)
 
 
 def test_a_row_without_a_model_is_a_damaged_one(tmp_path: Path) -> None:
-    with pytest.raises(TraceError, match="x.csv:2: no model"):
+    with pytest.raises(TraceError, match=r"x\.csv:2: no model"):
         load_trace(written(tmp_path / "x.csv", "t,model", "1,"), seed=1)
 
 
