@@ -128,6 +128,13 @@ def test_files_that_would_be_called_alike_keep_their_full_names(folder: Path) ->
     assert {"calls.csv", "calls.csv.gz", "S1.csv"} <= names and "calls" not in names and "S1" not in names
 
 
+def test_a_damaged_trace_in_a_folder_is_left_out_with_the_reason(folder: Path) -> None:
+    (folder / "damaged.csv").write_text("t,model\nsoon,m\n")
+    planned = plan(asked(traces=folder))
+    assert {job.name for job in planned.jobs} == {"calls", "gentd26_requests"}
+    assert any("damaged.csv:2: 'soon' is no number" in remark for remark in planned.remarks)
+
+
 def test_a_folder_without_traces_is_refused(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("nothing")
     with pytest.raises(UsageError, match=r"nothing to run: notes.txt is not run"):

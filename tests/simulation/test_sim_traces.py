@@ -125,7 +125,7 @@ def test_a_row_without_a_model_is_a_damaged_one(tmp_path: Path) -> None:
 
 # ---- functions ------------------------------------------------------------------------------------------------------
 
-CALLS = ("func,minute,count", *(f"{f},{m},{c}" for f, m, c in (("a", 3, 4), ("b", 0, 9), ("a", 1, 3), ("c", 2, 2))))
+CALLS = ("func,minute,count", *(f"{f},{m},{c}" for f, m, c in (("a", 1400, 4), ("b", 0, 9), ("a", 1, 3), ("c", 2, 2))))
 
 
 def test_calls_without_durations_have_drawn_ones_and_are_counted_themselves(tmp_path: Path) -> None:
@@ -133,6 +133,11 @@ def test_calls_without_durations_have_drawn_ones_and_are_counted_themselves(tmp_
     assert len(made.arrivals) == 16 and len(made.models) == 2, "c is called twice: too rarely"
     assert all(1.0 <= span <= 8.0 for span in spans_s(made)) and len(set(spans_s(made))) == 2
     assert made == load_trace(tmp_path / "calls.csv", seed=1) != load_trace(tmp_path / "calls.csv", seed=2)
+
+
+def test_a_short_file_takes_whoever_is_called_at_all(tmp_path: Path) -> None:
+    made = load_trace(written(tmp_path / "calls.csv", "func,minute,count", "a,3,2", "b,0,1", "c,0,401"), seed=1)
+    assert len(made.arrivals) == 3 and len(made.models) == 2
 
 
 def test_durations_beside_them_are_found_whatever_their_name(tmp_path: Path) -> None:
@@ -205,3 +210,13 @@ def test_a_table_of_more_rows_than_the_bound_is_refused(tmp_path: Path, monkeypa
     monkeypatch.setattr(columns, "ROWS_MAX", 3)
     with pytest.raises(TraceError, match="more than 3 lines"):
         load_trace(written(tmp_path / "w.csv", "client,t,rate", *["1,0,1.5"] * 4), seed=1)
+
+
+def test_bounds_of_calls_and_requests_are_those_of_the_part_that_a_file_holds(tmp_path: Path) -> None:
+    """An hour of functions with a day's calls would overrun every machine, and so would a day of clients."""
+    calls = [f"{func},{minute},{count}" for func, count in (("busy", 3), ("fit", 1)) for minute in range(0, 60, 5)]
+    made = load_trace(written(tmp_path / "calls.csv", "func,minute,count", *calls), seed=1)
+    assert len(made.models) == 1 and len(made.arrivals) == 12, "36 calls an hour are 864 a day"
+    windows = [f"{client},{600 * i},{rate}" for client, rate in ((1, 2.0), (2, 4.0), (3, 0.002)) for i in range(100)]
+    made = load_trace(written(tmp_path / "w.csv", "client,t,rate", *windows), seed=1)
+    assert len(made.models) == 1 and len(made.arrivals) == pytest.approx(1200, rel=0.2), "2,400 a day are too many"

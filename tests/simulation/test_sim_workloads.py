@@ -148,7 +148,7 @@ def test_azure_functions_are_read_from_both_files(tmp_path: Path) -> None:
         ("gentd26_requests.csv", "t,user,model,exec_s\nnan,u,m,2\n", "out of range"),
         ("gentd26_requests.csv", "t,user,model,exec_s\n1,u,m\n", "is no number"),
         ("gentd26_requests.csv.gz", "not gzip", "gzip"),
-        ("azfn2019_minutes.csv", "func,minute,count\n1,0,2\n", "no function with 6 to 400 calls"),
+        ("azfn2019_minutes.csv", "func,minute,count\n1,0,401\n", "no function with 1 to 400 calls"),
         ("azfn2019_functions.csv", "func,avg_ms\n1,200\n", "no calls per minute beside it"),
         ("weather.csv", "t\n1\n", "not a trace that is known by name"),
     ],

@@ -185,7 +185,7 @@ def replay(
 def simulate(  # tidy: one parameter for each flag
     *,
     suite: Annotated[str, typer.Option(help="`policy`: every scenario, every policy, five seeds.")] = "",
-    scenario: Annotated[str, typer.Option(help="S1 to S9, several with commas, or all [default: S1].")] = "",
+    scenario: Annotated[str, typer.Option(help="S1 to S9, several with commas, or all (default: S1).")] = "",
     trace: Annotated[
         Path | None, typer.Option(help="A trace instead: Azure, GenTD26, ServeGen, or our own event log (its folder).")
     ] = None,
@@ -195,17 +195,17 @@ def simulate(  # tidy: one parameter for each flag
     fleet: Annotated[
         str,
         typer.Option(
-            help="4x24GB, 2x24GB+1x48GB, 1x24GB,ram=64GB,disk=2GB/s [default: the scenario's or trace's own]."
+            help="4x24GB, 2x24GB+1x48GB, 1x24GB,ram=64GB,disk=2GB/s (default: what suits the scenario or trace)."
         ),
     ] = "",
     policy: Annotated[
         str, typer.Option(help="Such as lru,belady; several with commas, or all; see docs/simulate.md.")
     ] = "",
     seeds: Annotated[
-        int | None, typer.Option(help="Draws of model sizes and arrivals [default: 1, or the suite's].", min=1, max=100)
+        int | None, typer.Option(help="Draws of model sizes and arrivals (default: 1, or the suite's).", min=1, max=100)
     ] = None,
     first_seed: Annotated[int, typer.Option(help="Begin with this one, to repeat a run.", min=0)] = 1,
-    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Processes [default: all CPUs].", min=1)] = None,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Processes (default: all CPUs).", min=1)] = None,
     json: AsJson = False,
     html: Annotated[Path | None, typer.Option(help="Write a page with charts too; it needs no network.")] = None,
 ) -> None:

@@ -10,7 +10,7 @@ from bellmare.sim.jobs import Job
 from bellmare.sim.runs import DEFAULT_POLICIES, KNOWING, STOCK, Policy
 from bellmare.sim.scenarios import SCENARIOS, Scenario
 from bellmare.sim.suites import SUITES, Suite
-from bellmare.sim.workloads.traces import TraceError, fleets_for, recognise, trace_name, traces_in
+from bellmare.sim.workloads.traces import TraceError, fleets_for, load_trace, recognise, trace_name, traces_in
 
 SEEDS_MAX = 100
 SEED_MAX = 1_000_000_000
@@ -111,7 +111,7 @@ def _subjects(asked: Asked, suite: Suite | None, remarks: list[str]) -> list[Sub
         names = suite.scenarios
     found = [_generated(name, asked.fleet) for name in names]
     if asked.traces is not None:
-        found.extend(_folder(asked.traces, asked.fleet, remarks))
+        found.extend(_folder(asked.traces, asked, remarks))
     return found
 
 
@@ -146,17 +146,22 @@ def _traced(path: Path, name: str, *, fleet: str) -> Subject:
     return Subject(name, str(path), tuple(read_fleet(text).text for text in texts))
 
 
-def _folder(folder: Path, fleet: str, remarks: list[str]) -> list[Subject]:
+def _folder(folder: Path, asked: Asked, remarks: list[str]) -> list[Subject]:
     """All traces of a folder that are workloads; by their full names where two would be called alike."""
     paths = []
     for path, kind, why in traces_in(folder):
         if kind is None:
             remarks.append(f"{path.name} is not run: {why}")
+            continue
+        try:
+            load_trace(path, seed=asked.first_seed)  # one that is damaged must not end the runs of all others
+        except TraceError as error:
+            remarks.append(f"it is not run: {error}")
         else:
             paths.append(path)
     short = [trace_name(path) for path in paths]
     return [
-        _traced(path, path.name if short.count(name) > 1 or name in SCENARIOS else name, fleet=fleet)
+        _traced(path, path.name if short.count(name) > 1 or name in SCENARIOS else name, fleet=asked.fleet)
         for path, name in zip(paths, short, strict=True)
     ]
 

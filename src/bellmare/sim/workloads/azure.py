@@ -12,6 +12,7 @@ from bellmare.sim.workloads.generated import Sessions, sessions
 from bellmare.sim.workloads.spans import drawn_us
 
 MINUTE_US = 60 * SECOND_US
+DAY_HOURS = 24
 FUNCTIONS = 40
 CALLS_MIN, CALLS_MAX = 6, 400
 """Functions with so many calls a day stand for models (policy.md 3)."""
@@ -29,16 +30,20 @@ def azure_functions(path: Path, seed: int, service_percent: int) -> Workload:
     """Azure Functions 2019, calls per minute: ``*_minutes`` beside ``*_functions``; either path will do.
 
     Durations are taken as they are, clipped; calls lie anywhere within their minute. Without a file of durations, or
-    for a function that it lacks, they are drawn; without a number of calls in it, the minutes are summed.
+    for a function that it lacks, they are drawn. Without a number of calls in it the minutes are summed, and of a part
+    of a day the bounds of calls are the same part. If nobody has enough calls, all who are called at all are taken.
     """
     del service_percent
     calls_path, spans_path = _pair(path)
     spans_s, calls = _functions(spans_path) if spans_path is not None else ({}, Counter[str]())
     minutes = _minutes(calls_path)
+    hours = DAY_HOURS
     if not calls:
+        hours = _hours(minutes)
         for func, _, count in minutes:
             calls[func] += count
-    names = sorted(func for func, count in calls.items() if CALLS_MIN <= count <= CALLS_MAX)
+    most = CALLS_MAX * hours // DAY_HOURS
+    names = _fitting(calls, max(1, CALLS_MIN * hours // DAY_HOURS), most) or _fitting(calls, 1, CALLS_MAX)
     chance, spans_chance = randomness(seed, "azure functions"), randomness(seed, "azure spans")
     chosen = {func: i for i, func in enumerate(chance.sample(names, min(FUNCTIONS, len(names))))}
     service_us = {func: _span_us(spans_s.get(func), drawn_us(spans_chance)) for func in chosen}
@@ -49,8 +54,18 @@ def azure_functions(path: Path, seed: int, service_percent: int) -> Workload:
                 at_us = minute * MINUTE_US + chance.randrange(MINUTE_US)
                 arrivals.append(Arrival(at_us, chosen[func], service_us[func], chosen[func]))
     if not arrivals:
-        raise TraceError(f"{calls_path}: no function with {CALLS_MIN} to {CALLS_MAX} calls")
+        raise TraceError(f"{calls_path}: no function with 1 to {CALLS_MAX} calls")
     return build(path.name, seed=seed, arrivals=_dense(arrivals))
+
+
+def _hours(minutes: list[tuple[str, int, int]]) -> int:
+    """That the calls span, begun ones in full, at most a day."""
+    begun = [minute for _, minute, _ in minutes]
+    return min(DAY_HOURS, -(-(max(begun) - min(begun) + 1) // 60)) if begun else DAY_HOURS
+
+
+def _fitting(calls: Counter[str], least: int, most: int) -> list[str]:
+    return sorted(func for func, count in calls.items() if least <= count <= most)
 
 
 def _span_us(span_s: float | None, drawn: int) -> int:

@@ -1,5 +1,6 @@
 """ServeGen (alibaba/ServeGen): clients of a cloud with their rate and burstiness in windows of ten minutes."""
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from random import Random
@@ -30,14 +31,17 @@ Window = tuple[float, float, float]
 
 
 def servegen(path: Path, seed: int, service_percent: int) -> Workload:
-    """40 clients by seed, each with a model of its own; parquet needs pyarrow. If a short file has nobody with enough
-    requests, all who come at all are taken.
+    """40 clients by seed, each with a model of its own; parquet needs pyarrow.
+
+    Of a part of a week the bounds of requests are the same part; if nobody has enough, all who come at all are taken.
     """
     del service_percent
     windows = _windows(path)
     chance = randomness(seed, "servegen")
-    fitting = sorted(client for client, seen in windows.items() if _fitting(seen, least=CLIENT_REQUESTS_MIN))
-    fitting = fitting or sorted(client for client, seen in windows.items() if _fitting(seen, least=0))
+    days = _days(windows)
+    least, most = CLIENT_REQUESTS_MIN * days / DAYS, CLIENT_REQUESTS_MAX * days / DAYS
+    fitting = sorted(client for client, seen in windows.items() if _fitting(seen, least, most))
+    fitting = fitting or sorted(client for client, seen in windows.items() if _fitting(seen, 0, most))
     clients = chance.sample(fitting, min(CLIENTS, len(fitting)))
     begin_s = min((window[0] for client in clients for window in windows[client]), default=0.0)
     by_client: list[list[Arrival]] = []
@@ -69,10 +73,17 @@ def _windows(path: Path) -> dict[tuple[str, str], list[Window]]:
     return found
 
 
-def _fitting(windows: list[Window], *, least: int) -> bool:
+def _days(windows: dict[tuple[str, str], list[Window]]) -> int:
+    """That the file spans, begun ones in full, at most those that are run."""
+    starts_s = [window[0] for seen in windows.values() for window in seen]
+    span_s = max(starts_s) - min(starts_s) + WINDOW_US / SECOND_US if starts_s else 0
+    return min(DAYS, max(1, math.ceil(span_s / 86_400)))
+
+
+def _fitting(windows: list[Window], least: float, most: float) -> bool:
     rates = [rate * RATE_PERCENT / 100 for _, rate, _ in windows]
     requests = sum(rates) * WINDOW_US / SECOND_US
-    return least <= requests <= CLIENT_REQUESTS_MAX and 0 < max(rates) <= CLIENT_RATE_MAX
+    return least <= requests <= most and 0 < max(rates) <= CLIENT_RATE_MAX
 
 
 def _arrivals(chance: Random, number: int, *, window: Window) -> Iterator[Arrival]:
