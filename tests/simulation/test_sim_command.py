@@ -186,6 +186,12 @@ def test_several_processes_give_the_same_rows_in_the_same_order_as_one(folder: P
     ]
 
 
+def test_no_more_processes_are_begun_than_the_bound(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(jobs_module, "PROCESSES_MAX", 1)
+    monkeypatch.setattr(jobs_module, "_together", None)
+    assert len(run_jobs(plan(asked(traces=folder, fleet="1x24GB")).jobs, 1_000_000, lambda _: None)) == 2
+
+
 def broken(seed: int, requests: int) -> Workload:
     raise ZeroDivisionError(f"seed {seed}")
 

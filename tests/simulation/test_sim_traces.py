@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from bellmare.sim.workload import GB, SIZES_GB, Workload
-from bellmare.sim.workloads import columns, traces
+from bellmare.sim.workloads import azure, columns, traces
 from bellmare.sim.workloads.azure import DECODE_TOKENS_PER_S, PREFILL_TOKENS_PER_S
 from bellmare.sim.workloads.columns import BAD_ROWS_PERCENT_MAX, TraceError
 from bellmare.sim.workloads.gentd26 import load_times
@@ -147,6 +147,14 @@ def test_durations_beside_them_are_found_whatever_their_name(tmp_path: Path) -> 
     assert sorted(set(spans_s(made))) == [2.0, 3.0] and load_trace(spans, seed=1).arrivals == made.arrivals
     written(tmp_path / "more.csv", "avg_ms,func", "5000,a")
     assert sorted(set(spans_s(load_trace(calls, seed=1)))) != [2.0, 3.0], "which of two is meant is not guessed"
+
+
+def test_only_so_many_files_are_looked_at_for_the_durations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = written(tmp_path / "calls.csv", *CALLS)
+    written(tmp_path / "spans.csv", "avg_ms,func", "2000,a", "3000,b")
+    assert sorted(set(spans_s(load_trace(calls, seed=1)))) == [2.0, 3.0]
+    monkeypatch.setattr(azure, "FOLDER_MAX", 1)
+    assert sorted(set(spans_s(load_trace(calls, seed=1)))) != [2.0, 3.0]
 
 
 def test_calls_in_only_a_part_of_the_day_leave_no_model_without_requests(tmp_path: Path) -> None:

@@ -83,9 +83,10 @@ def run_jobs(jobs: Sequence[Job], processes: int, told: Told) -> list[Outcome]:
 
     Raises ``RunFailedError`` at the first that fails, ``TraceError`` if its trace cannot be read.
     """
-    if min(processes, len(jobs)) <= 1:
+    count = min(processes, len(jobs), PROCESSES_MAX)
+    if count <= 1:
         return [_alone(job, told) for job in jobs]
-    return _together(jobs, min(processes, len(jobs), PROCESSES_MAX), told)
+    return _together(jobs, count, told)
 
 
 def _alone(job: Job, told: Told) -> Outcome:
