@@ -1,6 +1,7 @@
 """Traces are known by what is in them, whatever they are called, and read as far as they say anything."""
 
 import gzip
+import sys
 from pathlib import Path
 
 import pytest
@@ -191,6 +192,16 @@ def test_parquet_is_read_with_the_columns_that_it_has(tmp_path: Path, missing: s
     made = load_trace(path, seed=1)
     assert recognise(path).name == "clients" and len(made.models) == 2
     assert len(made.arrivals) == pytest.approx(2 * 20 * 600 * 0.02, rel=0.2)
+
+
+def test_parquet_of_any_name_says_that_pyarrow_is_missing_and_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
+    path = tmp_path / "part"
+    path.write_bytes(b"PAR1")
+    with pytest.raises(TraceError, match=r"pip install 'bellmare\[traces\]'"):
+        recognise(path)
 
 
 # ---- tokens and load times ------------------------------------------------------------------------------------------

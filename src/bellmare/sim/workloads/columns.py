@@ -45,7 +45,7 @@ def column_names(path: Path) -> frozenset[str]:
         with path.open("rb") as file:
             mark = file.read(len(PARQUET_MARK))
         if mark == PARQUET_MARK:
-            return frozenset(_parquet_names(path))
+            return frozenset(column_names_of_parquet(path))
         with _open(path) as lines:
             return frozenset(_canonical(name) for name in next(csv.reader(lines), []))
     except (OSError, EOFError, zlib.error, UnicodeDecodeError, csv.Error, TraceError):
@@ -151,7 +151,8 @@ def _bound(path: Path, line: int) -> None:
         raise TraceError(f"{path}: more than {ROWS_MAX} lines")
 
 
-def _parquet_names(path: Path) -> list[str]:
+def column_names_of_parquet(path: Path) -> list[str]:
+    """The same in order, or a ``TraceError`` that says why they cannot be read."""
     parquet = _parquet(path)
     try:
         return [_canonical(name) for name in parquet.read_schema(path).names]
@@ -161,7 +162,7 @@ def _parquet_names(path: Path) -> list[str]:
 
 def _parquet_rows(path: Path, needed: Sequence[str], wanted: Sequence[str]) -> Iterator[tuple[int, Row]]:
     parquet = _parquet(path)
-    names = _parquet_names(path)
+    names = column_names_of_parquet(path)
     _need(path, names, needed=needed, wanted=wanted)
     try:
         raw = {name: parquet.read_schema(path).names[names.index(name)] for name in (*needed, *wanted) if name in names}

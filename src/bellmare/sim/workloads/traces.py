@@ -10,7 +10,7 @@ import msgspec
 
 from bellmare.sim.workload import Workload
 from bellmare.sim.workloads.azure import azure_functions, azure_tokens
-from bellmare.sim.workloads.columns import TraceError, column_names
+from bellmare.sim.workloads.columns import TraceError, column_names, column_names_of_parquet, is_parquet
 from bellmare.sim.workloads.event_log import event_log, recorded_fleet
 from bellmare.sim.workloads.gentd26 import gentd26
 from bellmare.sim.workloads.servegen import servegen
@@ -70,6 +70,8 @@ def recognise(path: Path) -> TraceKind:
     names = column_names(path)
     by_columns = next((kind for kind in KINDS if kind.columns <= names), None)
     found = by_columns or by_name
+    if found is None and is_parquet(path):
+        column_names_of_parquet(path)  # says that pyarrow is missing, or what is wrong with the file
     if found is None:
         known = "; ".join(f"{kind.name}: {', '.join(sorted(kind.columns))}" for kind in KINDS)
         raise TraceError(f"{path}: not a trace that is known by name or by its columns ({known})")
@@ -109,8 +111,8 @@ def traces_in(folder: Path) -> Iterator[tuple[Path, TraceKind | None, str]]:
     for path in files:
         try:
             kind = recognise(path)
-        except TraceError:
-            yield path, None, "no trace that is known"
+        except TraceError as error:
+            yield path, None, str(error) if is_parquet(path) else "no trace that is known"
             continue
         if kind.benchmark:
             yield path, kind, ""
