@@ -59,7 +59,7 @@ docs: .venv/.dev
 # uv itself comes from the dev lock. The run set is fixed first and constrains the dev set, so that both agree.
 lock: .venv/.dev
 	$(LOCK) $(ARGS) -o requirements.lock
-	$(LOCK) $(ARGS) --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) $(ARGS) --extra traces --group dev -c requirements.lock -o requirements-dev.lock
 
 clean:
 	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

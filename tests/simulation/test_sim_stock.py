@@ -1,7 +1,5 @@
 """The baseline does what stock Ollama does: timers, three models, its own victims, one pending loop."""
 
-import msgspec
-
 from bellmare.sim.fleet import read_fleet
 from bellmare.sim.stock import Stock
 from bellmare.sim.tally import Tally
@@ -73,7 +71,7 @@ def test_the_balancer_takes_the_worker_with_fewest_requests_and_the_first_of_equ
 
 
 def test_host_memory_makes_the_second_load_quicker() -> None:
-    machines = msgspec.structs.replace(read_fleet("1x24GB"), host_cache_bytes=10 * GB)
+    machines = read_fleet("1x24GB,ram=10GB")
     stock = Stock(Tally(asked((1, 0, 1), (700, 0, 1), weights_gb=6.0)), machines)
     stock.run()
     assert waits_s(stock) == [4.0, 2.0]

@@ -10,7 +10,7 @@ import pytest
 
 from bellmare.sim.scenarios import SCENARIOS
 from bellmare.sim.workload import SIZES_GB, START_US, Workload, build, first
-from bellmare.sim.workloads import traces
+from bellmare.sim.workloads import columns
 from bellmare.sim.workloads.generated import Sessions, chains, clients, functions, sessions
 from bellmare.sim.workloads.traces import TraceError, load_trace
 
@@ -141,14 +141,15 @@ def test_azure_functions_are_read_from_both_files(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "content", "said"),
     [
-        ("gentd26_requests.csv", "a,b\n1,2\n", "no column t, user"),
+        ("gentd26_requests.csv", "a,b\n1,2\n", "no column t, model"),
         ("gentd26_requests.csv", "t,user,model,exec_s\n", "no requests"),
         ("gentd26_requests.csv", "t,user,model,exec_s\n1,u,m,soon\n", ":2: 'soon' is no number"),
         ("gentd26_requests.csv", "t,user,model,exec_s\n1,u,m,2\n-5,u,m,2\n", ":3: -5 is out of range"),
         ("gentd26_requests.csv", "t,user,model,exec_s\nnan,u,m,2\n", "out of range"),
         ("gentd26_requests.csv", "t,user,model,exec_s\n1,u,m\n", "is no number"),
         ("gentd26_requests.csv.gz", "not gzip", "gzip"),
-        ("azfn2019_minutes.csv", "func,minute,count\n1,0,2\n", "No such file"),
+        ("azfn2019_minutes.csv", "func,minute,count\n1,0,401\n", "no function with 1 to 400 calls"),
+        ("azfn2019_functions.csv", "func,avg_ms\n1,200\n", "no calls per minute beside it"),
         ("weather.csv", "t\n1\n", "not a trace that is known by name"),
     ],
 )
@@ -165,7 +166,7 @@ def test_a_missing_file_is_said_to_be_missing(tmp_path: Path) -> None:
 
 
 def test_a_trace_longer_than_the_bound_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(traces, "ROWS_MAX", 3)
+    monkeypatch.setattr(columns, "ROWS_MAX", 3)
     path = tmp_path / "gentd26_requests.csv"
     path.write_text(GENTD)
     with pytest.raises(TraceError, match="more than 3"):
@@ -190,6 +191,7 @@ def test_servegen_windows_become_arrivals_at_a_hundredth_of_their_rate(
     columns = dict(zip(("model", "client", "t", "rate", "cv"), zip(*rows, strict=True), strict=True))
     parquet = types.ModuleType("pyarrow.parquet")
     parquet.read_table = lambda path, columns: types.SimpleNamespace(to_pydict=lambda: table)  # type: ignore[attr-defined]
+    parquet.read_schema = lambda path: types.SimpleNamespace(names=list(table))  # type: ignore[attr-defined]
     table = {name: list(values) for name, values in columns.items()}
     package = types.ModuleType("pyarrow")
     package.parquet = parquet  # type: ignore[attr-defined]

@@ -81,7 +81,7 @@ def test_a_load_that_does_not_fit_fails_and_takes_nothing() -> None:
 
 
 def test_a_file_in_host_memory_loads_at_the_rate_of_memory_until_others_push_it_out() -> None:
-    machines = msgspec.structs.replace(read_fleet("1x24GB"), host_cache_bytes=7 * GB)
+    machines = read_fleet("1x24GB,ram=7GB")
     world = built(small(6.0, 3.0), machines)
     spans, now_us = [], 0
     for operation, number in enumerate((0, 0, 1, 0)):
@@ -91,7 +91,7 @@ def test_a_file_in_host_memory_loads_at_the_rate_of_memory_until_others_push_it_
         world.act(done_us, unload(world, number, 20 + operation))
         now_us, _ = settle(world)
     assert spans == [4 * SECOND, 2 * SECOND, 2_500_000, 4 * SECOND]
-    assert load_us(machines, world.tally.workload.models[0], cached=True) == 2 * SECOND
+    assert load_us(machines.machines[0], world.tally.workload.models[0], cached=True) == 2 * SECOND
 
 
 def test_a_draining_runner_is_not_ready_and_serves_again_when_the_reason_is_gone() -> None:
@@ -148,7 +148,7 @@ def test_a_fleet_that_cannot_be_read_is_refused(text: str) -> None:
 
 def test_a_fleet_reads_back_as_it_was_written() -> None:
     assert read_fleet("4x24GB").text == "4x24GB" and read_fleet("1x7.5gb").text == "1x7.5GB"
-    assert read_fleet("2x1GiB").vram_bytes == 1 << 30
+    assert read_fleet("2x1GiB").machines[1].vram_bytes == 1 << 30
 
 
 def test_the_cores_first_estimate_is_never_below_what_a_runner_takes() -> None:

@@ -184,18 +184,44 @@ def replay(
 @app.command()
 def simulate(  # tidy: one parameter for each flag
     *,
-    scenario: Annotated[str | None, typer.Option(help="S1 to S9, several with commas; see docs/simulate.md.")] = None,
-    trace: Annotated[Path | None, typer.Option(help="A trace file instead of a scenario.")] = None,
-    fleet: Annotated[str, typer.Option(help="Such as 4x24GB [default: the scenario's own].")] = "",
-    policy: Annotated[str, typer.Option(help="lru, belady, stock, stock-pinned; several with commas, or all.")] = "all",
-    seeds: Annotated[int, typer.Option(help="Draws of model sizes and arrivals.", min=1, max=1000)] = 1,
+    suite: Annotated[str, typer.Option(help="`policy`: every scenario, every policy, five seeds.")] = "",
+    scenario: Annotated[str, typer.Option(help="S1 to S9, several with commas, or all (default: S1).")] = "",
+    trace: Annotated[
+        Path | None, typer.Option(help="A trace instead: Azure, GenTD26, ServeGen, or our own event log (its folder).")
+    ] = None,
+    traces: Annotated[
+        Path | None, typer.Option(help="A folder: every trace in it, on the fleets that suit it.")
+    ] = None,
+    fleet: Annotated[
+        str,
+        typer.Option(
+            help="4x24GB, 2x24GB+1x48GB, 1x24GB,ram=64GB,disk=2GB/s (default: what suits the scenario or trace)."
+        ),
+    ] = "",
+    policy: Annotated[
+        str, typer.Option(help="Such as lru,belady; several with commas, or all; see docs/simulate.md.")
+    ] = "",
+    seeds: Annotated[
+        int | None, typer.Option(help="Draws of model sizes and arrivals (default: 1, or the suite's).", min=1, max=100)
+    ] = None,
+    first_seed: Annotated[int, typer.Option(help="Begin with this one, to repeat a run.", min=0)] = 1,
+    jobs: Annotated[int | None, typer.Option("--jobs", "-j", help="Processes (default: all CPUs).", min=1)] = None,
     json: AsJson = False,
+    html: Annotated[Path | None, typer.Option(help="Write a page with charts too; it needs no network.")] = None,
 ) -> None:
-    """The same core in virtual time: cold starts and waits, beside stock Ollama and a clairvoyant bound."""
-    from bellmare.sim.command import run_simulate
+    """The same core in virtual time: cold starts and waits, beside stock Ollama and a clairvoyant bound.
 
-    status = run_simulate(scenario=scenario, trace=trace, fleet=fleet, policy=policy, seeds=seeds, as_json=json)
-    raise typer.Exit(status)
+    A first look: `bellmare simulate`. Would two more GPUs help? `bellmare simulate --trace var/events --fleet 4x24GB`.
+    Every policy on everything: `bellmare simulate --suite policy --html report.html`.
+    """
+    from bellmare.sim.command import run_simulate
+    from bellmare.sim.subjects import Asked
+
+    asked = Asked(
+        suite=suite, scenario=scenario, trace=trace, traces=traces, fleet=fleet, policy=policy, seeds=seeds,
+        first_seed=first_seed, jobs=jobs, as_json=json, html=html,
+    )  # fmt: skip
+    raise typer.Exit(run_simulate(asked))
 
 
 @worker_app.command("sim")

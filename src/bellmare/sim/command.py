@@ -1,141 +1,119 @@
-"""`bellmare simulate`: scenarios or a trace, policies, seeds; progress on stderr, figures on stdout."""
+"""`bellmare simulate`: scenarios or traces, policies, seeds; progress on stderr, figures on stdout."""
 
+import shlex
 import sys
-from collections.abc import Callable, Iterator
-from functools import partial
+import traceback
+from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
 
 import msgspec
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
-from bellmare.sim.fleet import FleetError, SimFleet, read_fleet
-from bellmare.sim.report import Row, json_lines, row, table
-from bellmare.sim.runs import DEFAULT_POLICIES, Policy, run
-from bellmare.sim.scenarios import REQUESTS, SCENARIOS, Scenario
-from bellmare.sim.workload import Workload
-from bellmare.sim.workloads.traces import TraceError, load_trace
+from bellmare.sim.fleet import FleetError
+from bellmare.sim.jobs import Job, Outcome, RunFailedError, processors, run_jobs
+from bellmare.sim.report.document import Document, document
+from bellmare.sim.report.load_times import load_times_table
+from bellmare.sim.report.page import page
+from bellmare.sim.report.tables import tables
+from bellmare.sim.subjects import Asked, UsageError, check_subject, plan
+from bellmare.sim.workloads.gentd26 import load_times
+from bellmare.sim.workloads.traces import TraceError, recognise
 
 EXIT_OK = 0
+EXIT_FAILED = 1
 EXIT_USAGE = 2
-SEEDS_MAX = 100
-TRACE_FLEET = "1x24GB"
-TABLE_WIDTH_MIN = 170
-"""Columns of a table that goes into a file."""
+EXIT_INTERRUPTED = 130
+"""What a shell reports for a program ended by Ctrl-C."""
+FILE_WIDTH = 150
+"""Columns of tables that go into a file."""
 
 
-class UsageError(ValueError):
-    """What was asked for cannot be run, with the reason and what can."""
-
-
-class _Subject(NamedTuple):
-    """Something to run on some fleets."""
-
-    name: str
-    build: Callable[[int], Workload]
-    fleets: tuple[SimFleet, ...]
-
-
-def run_simulate(
-    *, scenario: str | None, trace: Path | None, fleet: str, policy: str, seeds: int, as_json: bool
-) -> int:  # tidy: the command line's own options
-    """Exit status: 0 done, 2 nothing was run.
-
-    ``scenario``: one of ``SCENARIOS``, several with commas, or ``all``; without it and without ``trace``: S1.
-    ``fleet``: as ``4x24GB``; empty: the scenario's own. ``policy``: one or several of ``Policy`` with commas; empty or
-    ``all``: the four that scores are made of.
-    """
+def run_simulate(asked: Asked) -> int:
+    """Exit status: 0 done, 1 a run failed, 2 nothing was run, 130 Ctrl-C."""
     try:
-        subjects = _subjects(scenario, trace, fleet=fleet)
-        policies = _policies(policy)
-        if not 1 <= seeds <= SEEDS_MAX:
-            raise UsageError(f"--seeds {seeds}: between 1 and {SEEDS_MAX}")
-        rows = _run(subjects, policies, seeds=seeds)
+        check_subject(asked)
+        if asked.trace is not None and recognise(asked.trace).reader is None:
+            return _show_load_times(asked.trace, as_json=asked.as_json)
+        planned = plan(asked)
+        if asked.html is not None and not asked.html.parent.is_dir():
+            raise UsageError(f"--html {asked.html}: no such folder")
+        for remark in planned.remarks:
+            sys.stderr.write(f"bellmare: {remark}\n")
+        outcomes = _run(planned.jobs, asked.jobs or processors())
     except (UsageError, FleetError, TraceError) as error:
         sys.stderr.write(f"bellmare: {error}\n")
         return EXIT_USAGE
-    if as_json:
-        sys.stdout.write(json_lines(rows) + "\n")
-    else:
-        out = Console(file=sys.stdout)
-        if not out.is_terminal:
-            out.width = max(out.width, TABLE_WIDTH_MIN)
-        out.print(table(rows))
+    except RunFailedError as error:
+        if error.__cause__ is not None:
+            traceback.print_exception(error.__cause__)
+        sys.stderr.write(f"bellmare: {error}\n")
+        return EXIT_FAILED
+    except KeyboardInterrupt:
+        sys.stderr.write("bellmare: interrupted\n")
+        return EXIT_INTERRUPTED
+    return _show(asked, document([outcome.row for outcome in outcomes], command_line(asked)), outcomes)
+
+
+def _run(jobs: Sequence[Job], processes: int) -> list[Outcome]:
+    """In order of workload, so that each process builds as few as can be; outcomes in the order of the report."""
+    order = sorted(range(len(jobs)), key=lambda i: (jobs[i].trace, jobs[i].name, jobs[i].seed, i))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TaskProgressColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task(f"{len(jobs)} runs", total=len(jobs))
+        done = run_jobs([jobs[i] for i in order], processes, lambda share: progress.advance(task, share))
+    placed = dict(zip(order, done, strict=True))
+    return [placed[i] for i in range(len(jobs))]
+
+
+def _show(asked: Asked, found: Document, outcomes: Sequence[Outcome]) -> int:
+    if asked.html is not None:
+        try:
+            asked.html.write_text(page(found, outcomes), encoding="utf-8")
+        except OSError as error:
+            sys.stderr.write(f"bellmare: {asked.html}: {error.strerror}\n")
+            return EXIT_FAILED
+        sys.stderr.write(f"bellmare: {asked.html} is written\n")
+    if asked.as_json:
+        sys.stdout.write(msgspec.json.encode(found).decode() + "\n")
+        return EXIT_OK
+    out = Console(file=sys.stdout)
+    if not out.is_terminal:
+        out.width = max(out.width, FILE_WIDTH)
+    out.print(tables(found, out.width))
     return EXIT_OK
 
 
-def _subjects(scenario: str | None, trace: Path | None, *, fleet: str) -> list[_Subject]:
-    if trace is not None:
-        if scenario:
-            raise UsageError("a scenario or a trace, not both")
-        return [_Subject(trace.name, partial(_traced, trace), (read_fleet(fleet or TRACE_FLEET),))]
-    names = list(SCENARIOS) if scenario == "all" else dict.fromkeys((scenario or "S1").split(","))
-    found = []
-    for name in names:
-        known = SCENARIOS.get(name.strip())
-        if known is None:
-            raise UsageError(f"no scenario '{name}'; there are {', '.join(SCENARIOS)}, all")
-        found.append(_Subject(known.name, partial(_generated, known), _on(known, fleet)))
-    return found
+def _show_load_times(path: Path, *, as_json: bool) -> int:
+    found = load_times(path)
+    if as_json:
+        sys.stdout.write(msgspec.json.encode({"load_times": found}).decode() + "\n")
+    else:
+        Console(file=sys.stdout).print(load_times_table(found))
+    return EXIT_OK
 
 
-def _traced(path: Path, seed: int) -> Workload:
-    return load_trace(path, seed=seed)
-
-
-def _generated(scenario: Scenario, seed: int) -> Workload:
-    return scenario.build(seed, REQUESTS)
-
-
-def _on(scenario: Scenario, fleet: str) -> tuple[SimFleet, ...]:
-    """The scenario's own fleets, or the one asked for with the scenario's host memory."""
-    if not fleet:
-        return scenario.fleets
-    return (msgspec.structs.replace(read_fleet(fleet), host_cache_bytes=scenario.fleets[0].host_cache_bytes),)
-
-
-def _policies(text: str) -> list[Policy]:
-    if text in ("", "all"):
-        return list(DEFAULT_POLICIES)
-    chosen = []
-    for name in text.split(","):
-        if name.strip() not in list(Policy):
-            raise UsageError(f"no policy '{name}'; there are {', '.join(Policy)}, all")
-        chosen.append(Policy(name.strip()))
-    return list(dict.fromkeys(chosen))
-
-
-def _run(subjects: list[_Subject], policies: list[Policy], *, seeds: int) -> list[Row]:
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn())
-    rows: list[Row] = []
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        for name, workload, machines in _workloads(subjects, seeds):
-            for policy in policies:
-                title = f"{name} {machines.text} {policy} seed {workload.seed}"
-                task = progress.add_task(title, total=len(workload.arrivals))
-                done = run(workload, machines, policy, progress=partial(_tell, progress, task))
-                rows.append(row(name, machines, policy, run=done))
-                progress.remove_task(task)
-    return sorted(rows, key=lambda line: _place(line, subjects, policies))
-
-
-def _tell(progress: Progress, task: TaskID, count: int) -> None:
-    progress.update(task, completed=count)
-
-
-def _workloads(subjects: list[_Subject], seeds: int) -> Iterator[tuple[str, Workload, SimFleet]]:
-    """Each workload is built once for all fleets and policies."""
-    for subject in subjects:
-        for seed in range(1, seeds + 1):
-            workload = subject.build(seed)
-            for machines in subject.fleets:
-                yield subject.name, workload, machines
-
-
-def _place(line: Row, subjects: list[_Subject], policies: list[Policy]) -> tuple[int, int, int, int]:
-    names = [subject.name for subject in subjects]
-    subject = subjects[names.index(line.scenario)]
-    fleets = [machines.text for machines in subject.fleets]
-    order = [str(policy) for policy in policies]
-    return names.index(line.scenario), fleets.index(line.fleet), order.index(line.policy), line.seed
+def command_line(asked: Asked) -> str:
+    """The line that gives the same figures; how they are shown and in how many processes is left out."""
+    words = ["bellmare", "simulate"]
+    given = {
+        "--suite": asked.suite,
+        "--scenario": asked.scenario,
+        "--trace": asked.trace,
+        "--traces": asked.traces,
+        "--fleet": asked.fleet,
+        "--policy": asked.policy,
+        "--seeds": asked.seeds,
+        "--first-seed": asked.first_seed if asked.first_seed != 1 else None,
+    }
+    for flag, value in given.items():
+        if value not in (None, ""):
+            words += [flag, str(value)]
+    return shlex.join(words)

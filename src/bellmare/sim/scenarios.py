@@ -9,7 +9,7 @@ from bellmare.sim.workload import Workload
 from bellmare.sim.workloads.generated import Sessions, chains, clients, functions, sessions
 
 REQUESTS = 10_000
-WARM_TIER_BYTES = 64_000_000_000
+WARM_TIER_GB = 64
 
 
 class Scenario(msgspec.Struct, frozen=True):
@@ -34,7 +34,7 @@ def _fleets(*texts: str) -> tuple[SimFleet, ...]:
 
 
 def _warm(text: str) -> tuple[SimFleet, ...]:
-    return (msgspec.structs.replace(read_fleet(text), host_cache_bytes=WARM_TIER_BYTES),)
+    return (read_fleet(f"{text},ram={WARM_TIER_GB}GB"),)
 
 
 SCENARIOS: dict[str, Scenario] = {

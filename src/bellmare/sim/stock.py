@@ -39,10 +39,12 @@ class Stock:
 
     def __init__(self, tally: Tally, fleet: SimFleet, *, pinned: bool = False) -> None:
         workload = tally.workload
-        config = twin_config(fleet, slots=workload.slots, pinned=pinned, unlimited=pinned)
         models = twin_models(workload)
+        configs = (
+            twin_config(machine, slots=workload.slots, pinned=pinned, unlimited=pinned) for machine in fleet.machines
+        )
         self.tally = tally
-        self.backends = [Backend(Twin(config, models)) for _ in range(fleet.workers)]
+        self.backends = [Backend(Twin(config, models)) for config in configs]
 
     def run(self, progress: Progress | None = None) -> None:
         """Until every request has ended, or nothing can happen any more: stock Ollama can stall for ever."""

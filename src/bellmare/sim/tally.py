@@ -37,6 +37,10 @@ class Tally:
         self.evictions = 0
         """Runners that left, whatever the reason: room, or Ollama's own timer."""
         self.reloads_within_60s = 0
+        self.prefetches = 0
+        """Loads begun ahead of demand: a hint or the forecast asked for them, no request."""
+        self.prefetches_used = 0
+        """Of those, how many served a request before they left."""
         self._evicted_us: dict[str, int] = {}
 
     def arrived(self, request: int, *, cold: bool) -> None:
@@ -73,6 +77,14 @@ class Tally:
         """So long was the loader taken."""
         self.load_us += span_us
 
+    def prefetch_began(self) -> None:
+        """The load that has just begun is one that nobody waits for."""
+        self.prefetches += 1
+
+    def prefetch_used(self) -> None:
+        """A runner that was loaded ahead of demand serves its first request."""
+        self.prefetches_used += 1
+
     def evicted(self, blob: str, at_us: int) -> None:
         """A runner began to leave."""
         self.evictions += 1
@@ -83,6 +95,16 @@ class Tally:
         arrivals = self.workload.arrivals
         served = (i for i, start_us in enumerate(self.start_us) if start_us != NEVER and self.end_us[i] != NEVER)
         return sorted(self.start_us[i] - arrivals[i].at_us for i in served)
+
+    def waits_by_user_us(self) -> dict[int, list[int]]:
+        """The same for each user, in order of their first request served; each list ascending."""
+        found: dict[int, list[int]] = {}
+        for arrival, start_us, end_us in zip(self.workload.arrivals, self.start_us, self.end_us, strict=True):
+            if start_us != NEVER and end_us != NEVER:
+                found.setdefault(arrival.user, []).append(start_us - arrival.at_us)
+        for waits_us in found.values():
+            waits_us.sort()
+        return found
 
     def digest(self) -> str:
         """The same for two runs only if every request began and ended alike and everything was loaded alike."""

@@ -30,7 +30,7 @@ from bellmare.sim.fleet import FOOTPRINT_BYTES, SimFleet
 from bellmare.sim.tally import Tally
 from bellmare.sim.twins import CONTEXT, generate, load_only, predicted_kv_bytes_per_token, twin_config, twin_models
 from bellmare.sim.workload import Workload
-from bellmare.sim.world import FOREVER_US, OBSERVE_US, request_index, stored_models
+from bellmare.sim.world import AHEAD, FOREVER_US, OBSERVE_US, request_index, stored_models
 from bellmare.twin.config import FOREVER_US as KEPT_FOREVER_US
 from bellmare.twin.messages import (
     Effect,
@@ -58,24 +58,28 @@ FIT_PERCENT = 80
 class Server:
     """One worker: its twin, the operation under way there, and the models that leave."""
 
-    __slots__ = ("draining", "loaded", "operation", "twin")
+    __slots__ = ("ahead", "draining", "loaded", "operation", "twin")
 
     def __init__(self, twin: Twin) -> None:
         self.twin = twin
         self.operation: Load | Unload | None = None
         self.loaded: dict[str, None] = {}
         self.draining: dict[str, None] = {}
+        self.ahead: dict[str, None] = {}
+        """Loaded ahead of demand and not asked for yet."""
 
 
 class TwinWorld:
     """A ``World`` of twins. Effects of a step become events of the same instant."""
 
     def __init__(self, workload: Workload, fleet: SimFleet, tally: Tally) -> None:
-        config = twin_config(fleet, slots=workload.slots, pinned=True, unlimited=True)
         models = twin_models(workload)
         self.tally = tally
-        self.servers = {worker: Server(Twin(config, models)) for worker in fleet.names()}
-        self._fleet = fleet
+        self.servers = {
+            worker: Server(Twin(twin_config(machine, slots=workload.slots, pinned=True, unlimited=True), models))
+            for worker, machine in fleet.by_name().items()
+        }
+        self._machines = fleet.by_name()
         self._workload = workload
         self._stored = tuple(
             msgspec.structs.replace(
@@ -104,7 +108,7 @@ class TwinWorld:
             ),
             Finished: lambda _, effect: self._finished(effect),
             Failed: self._failed,
-            LoadStarted: lambda _, effect: self._load_started(effect),
+            LoadStarted: self._load_started,
             RunnerLoaded: lambda worker, effect: self.servers[worker].loaded.update({effect.blob: None}),
             LoadReplied: self._load_replied,
             RunnerGone: self._runner_gone,
@@ -118,13 +122,13 @@ class TwinWorld:
             WorkerAdded(
                 worker=worker,
                 kind=WorkerKind.ollama,
-                capacity_bytes=Bytes(self._fleet.vram_bytes),
+                capacity_bytes=Bytes(machine.vram_bytes),
                 headroom_bytes=HEADROOM_BYTES,
                 overhead_bytes=Bytes(FOOTPRINT_BYTES),
                 parallel=self._workload.slots,
                 fit_percent=FIT_PERCENT,
             )
-            for worker in self.servers
+            for worker, machine in self._machines.items()
         ]
 
     def observed(self, worker: WorkerId, now_us: int) -> WorkerObserved:
@@ -166,6 +170,9 @@ class TwinWorld:
         arrival = self._workload.arrivals[request_index(decision.request)]
         model = self._workload.models[arrival.model]
         given = generate(decision.request, model, service_us=arrival.service_us)
+        if model.blob in self.servers[decision.worker].ahead:
+            del self.servers[decision.worker].ahead[model.blob]
+            self.tally.prefetch_used()
         self._step(decision.worker, now_us, given=given)
 
     def _reject(self, now_us: int, decision: Reject) -> None:
@@ -215,7 +222,11 @@ class TwinWorld:
         fault = FaultKind.busy if effect.status == 503 else FaultKind.failed
         self._say(effect.at_us, DispatchFailed(request=request, worker=worker, fault=fault, detail=effect.text))
 
-    def _load_started(self, effect: LoadStarted) -> None:
+    def _load_started(self, worker: WorkerId, effect: LoadStarted) -> None:
+        server = self.servers[worker]
+        if isinstance(server.operation, Load) and server.operation.cause in AHEAD:
+            server.ahead[effect.blob] = None
+            self.tally.prefetch_began()
         self.tally.load_began(effect.blob, effect.at_us)
         self.tally.load_took(effect.expected_us)
 
@@ -226,6 +237,7 @@ class TwinWorld:
         server = self.servers[worker]
         del server.loaded[effect.blob]
         server.draining.pop(effect.blob, None)
+        server.ahead.pop(effect.blob, None)
         self.tally.evicted(effect.blob, effect.at_us)
 
     def _memory_freed(self, worker: WorkerId, effect: MemoryFreed) -> None:

@@ -1,11 +1,11 @@
-"""Twins of stock Ollama with the sizes, rates and service spans of a simulated fleet.
+"""Twins of stock Ollama with the sizes, rates and service spans of a simulated machine.
 
 The twin computes spans from tokens; here tokens are chosen so that a service takes exactly as long as the trace says,
 whatever its neighbours do (policy.md 3: "model speed unaffected by neighbours").
 """
 
 from bellmare.core.units import SECOND_US
-from bellmare.sim.fleet import FOOTPRINT_BYTES, FOOTPRINT_PERCENT, SimFleet
+from bellmare.sim.fleet import FOOTPRINT_BYTES, FOOTPRINT_PERCENT, SimMachine
 from bellmare.sim.workload import SimModel, Workload
 from bellmare.twin.config import FOREVER_US, GpuConfig, TwinConfig, TwinModel
 from bellmare.twin.messages import Generate, LoadOnly, RunnerOptions
@@ -26,14 +26,14 @@ QUEUE_MAX = 1_000_000
 RUNNERS_UNLIMITED = 1_000
 
 
-def twin_config(fleet: SimFleet, *, slots: int, pinned: bool = False, unlimited: bool = False) -> TwinConfig:
-    """One worker of ``fleet``. ``pinned``: OLLAMA_KEEP_ALIVE=-1; ``unlimited``: no limit of three models."""
+def twin_config(machine: SimMachine, *, slots: int, pinned: bool = False, unlimited: bool = False) -> TwinConfig:
+    """The twin on ``machine``. ``pinned``: OLLAMA_KEEP_ALIVE=-1; ``unlimited``: no limit of three models."""
     gpu = GpuConfig(
-        vram_bytes=fleet.vram_bytes,
+        vram_bytes=machine.vram_bytes,
         context_overhead_bytes=FOOTPRINT_BYTES,
-        disk_bytes_per_s=fleet.disk_bytes_per_s,
-        pcie_bytes_per_s=fleet.host_bytes_per_s,
-        host_cache_bytes=fleet.host_cache_bytes,
+        disk_bytes_per_s=machine.disk_bytes_per_s,
+        pcie_bytes_per_s=machine.host_bytes_per_s,
+        host_cache_bytes=machine.host_cache_bytes,
         decode_bytes_per_s=UNLIMITED,
         host_decode_bytes_per_s=UNLIMITED,
         prefill_byte_tokens_per_s=PREFILL_BYTE_TOKENS_PER_S,
@@ -46,8 +46,8 @@ def twin_config(fleet: SimFleet, *, slots: int, pinned: bool = False, unlimited:
         queue_max=QUEUE_MAX,
         loaded_models_max=RUNNERS_UNLIMITED if unlimited else 0,
         keep_alive_us=FOREVER_US if pinned else stock.keep_alive_us,
-        spawn_us=fleet.spawn_us,
-        unload_us=fleet.unload_us,
+        spawn_us=machine.spawn_us,
+        unload_us=machine.unload_us,
     )
 
 

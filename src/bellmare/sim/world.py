@@ -7,7 +7,7 @@ import heapq
 from collections.abc import Callable
 from typing import Any, Protocol
 
-from bellmare.core.decisions import Decision, Dispatch, Drain, Load, Observe, Reject, Undrain, Unload
+from bellmare.core.decisions import Decision, Dispatch, Drain, Load, LoadCause, Observe, Reject, Undrain, Unload
 from bellmare.core.events import (
     Event,
     FaultKind,
@@ -23,7 +23,7 @@ from bellmare.core.events import (
     WorkerObserved,
 )
 from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, WorkerId
-from bellmare.sim.fleet import SimFleet, footprint_bytes, load_us
+from bellmare.sim.fleet import SimFleet, SimMachine, footprint_bytes, load_us
 from bellmare.sim.tally import Tally
 from bellmare.sim.workload import SimModel, Workload
 from bellmare.twin.loading import HostCache
@@ -34,6 +34,10 @@ OBSERVE_US = 5_000
 """From question to answer of an observation."""
 FIRST_TOKEN_DIVISOR = 10
 """The first token comes after a tenth of the service span. Only the core's estimate of prefill rests on it."""
+
+
+AHEAD = frozenset({LoadCause.prewarm, LoadCause.hint})
+"""Causes of loads that nobody waits for yet: useful if the runner serves a request before it leaves."""
 
 
 class World(Protocol):
@@ -61,7 +65,7 @@ class World(Protocol):
 class Held:
     """One runner on one GPU, from the start of its load to the end of its unload."""
 
-    __slots__ = ("draining", "model", "ready", "size_bytes", "taken")
+    __slots__ = ("ahead", "draining", "model", "ready", "size_bytes", "taken")
 
     def __init__(self, model: int, size_bytes: int) -> None:
         self.model = model
@@ -70,20 +74,23 @@ class Held:
         self.draining = False
         self.taken = 0
         """Slots in use."""
+        self.ahead = False
+        """Loaded ahead of demand and not asked for yet."""
 
 
 class Gpu:
     """One worker. ``operation`` is what its loader does now."""
 
-    __slots__ = ("cache", "capacity_bytes", "held", "operation", "used_bytes", "used_max_bytes")
+    __slots__ = ("cache", "capacity_bytes", "held", "machine", "operation", "used_bytes", "used_max_bytes")
 
-    def __init__(self, fleet: SimFleet) -> None:
-        self.capacity_bytes = fleet.vram_bytes
+    def __init__(self, machine: SimMachine) -> None:
+        self.machine = machine
+        self.capacity_bytes = machine.vram_bytes
         self.used_bytes = 0
         self.used_max_bytes = 0
         self.held: dict[ModelId, Held] = {}
         self.operation: OperationId | None = None
-        self.cache = HostCache(fleet.host_cache_bytes)
+        self.cache = HostCache(machine.host_cache_bytes)
 
     def take(self, size_bytes: int) -> bool:
         """Take memory; False if it is not there."""
@@ -98,10 +105,9 @@ class LightWorld:
     """All GPUs, and a heap of what happens when."""
 
     def __init__(self, workload: Workload, fleet: SimFleet, tally: Tally) -> None:
-        self.fleet = fleet
         self.tally = tally
         self.slots = workload.slots
-        self.gpus = {worker: Gpu(fleet) for worker in fleet.names()}
+        self.gpus = {worker: Gpu(machine) for worker, machine in fleet.by_name().items()}
         self.loads_failed = 0
         """Loads that did not fit: the core's books were wrong."""
         self._models = workload.models
@@ -128,9 +134,9 @@ class LightWorld:
         """Sizes in observations contain the process's own memory, so nothing is added to them."""
         return [
             WorkerAdded(
-                worker=worker, kind=WorkerKind.sim, capacity_bytes=Bytes(self.fleet.vram_bytes), parallel=self.slots
+                worker=worker, kind=WorkerKind.sim, capacity_bytes=Bytes(gpu.capacity_bytes), parallel=self.slots
             )
-            for worker in self.gpus
+            for worker, gpu in self.gpus.items()
         ]
 
     def observed(self, worker: WorkerId, now_us: int) -> WorkerObserved:
@@ -165,6 +171,9 @@ class LightWorld:
         held = self.gpus[decision.worker].held[decision.model]
         assert held.ready and not held.draining and held.taken < self.slots, "a worker never gets more than it can run"
         held.taken += 1
+        if held.ahead:
+            held.ahead = False
+            self.tally.prefetch_used()
         request = decision.request
         number = request_index(request)
         self._running[request] = held
@@ -184,11 +193,14 @@ class LightWorld:
         held = Held(number, footprint_bytes(model))
         if not gpu.take(held.size_bytes):
             self.loads_failed += 1
-            self._later(now_us + self.fleet.spawn_us, lambda _: self._load_failed(gpu, decision))
+            self._later(now_us + gpu.machine.spawn_us, lambda _: self._load_failed(gpu, decision))
             return
         gpu.held[decision.model] = held
-        span_us = load_us(self.fleet, model, cached=model.blob in gpu.cache)
+        span_us = load_us(gpu.machine, model, cached=model.blob in gpu.cache)
         self.tally.load_began(model.blob, now_us)
+        if decision.cause in AHEAD:
+            held.ahead = True
+            self.tally.prefetch_began()
         self.tally.load_took(span_us)
         self._later(now_us + span_us, lambda _: self._load_done(gpu, decision, held))
 
@@ -218,7 +230,7 @@ class LightWorld:
         held.ready = False
         self._open_runners[held.model] -= not held.draining
         self.tally.evicted(self._models[held.model].blob, now_us)
-        self._later(now_us + self.fleet.unload_us, lambda _: self._unload_done(gpu, decision, held))
+        self._later(now_us + gpu.machine.unload_us, lambda _: self._unload_done(gpu, decision, held))
 
     def _unload_done(self, gpu: Gpu, decision: Unload, held: Held) -> Event:
         gpu.operation = None

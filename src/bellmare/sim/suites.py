@@ -1,0 +1,23 @@
+"""Sets of scenarios and policies that are run and compared together."""
+
+import msgspec
+
+from bellmare.sim.runs import TWIN, Policy
+from bellmare.sim.scenarios import SCENARIOS
+
+SEEDS = 5
+"""Sizes are drawn by seed, and on one GPU luck with them is worth more than a policy: at least five (policy.md 6)."""
+
+
+class Suite(msgspec.Struct, frozen=True):
+    """What one name after ``--suite`` runs."""
+
+    scenarios: tuple[str, ...]
+    policies: tuple[Policy, ...]
+    seeds: int = SEEDS
+
+
+SUITES: dict[str, Suite] = {
+    "policy": Suite(tuple(SCENARIOS), tuple(policy for policy in Policy if policy not in TWIN)),
+}
+"""``policy``: all scenarios and all policies in the quick world; the twins answer another question."""
