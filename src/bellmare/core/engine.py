@@ -11,7 +11,7 @@ import msgspec
 from bellmare.core import admission, health, hints, operations, operator, queueing, reconcile, scheduler
 from bellmare.core.check import check
 from bellmare.core.config import CoreConfig
-from bellmare.core.costs import average, lower_least
+from bellmare.core.costs import average, lower_least, predicted_wait_us
 from bellmare.core.decisions import Decision, Refusal
 from bellmare.core.events import (
     DispatchFailed,
@@ -116,6 +116,19 @@ class Engine:
         """What was decided about a request, a model (by name or blob) or a worker, oldest first, in plain words."""
         model = self.fleet.resolve(subject)
         return self.story.about(subject, model.model if model is not None else None, now_us=self.fleet.now_us)
+
+    def position(self, request_id: RequestId) -> tuple[int, SpanUs] | None:
+        """Whose turn a waiting request is (1: the next) and in about what time it will run; None if it does not wait.
+
+        An estimate, at equal cost of all; it may rise when others come that go first. Changes nothing.
+        """
+        request = self.fleet.state.requests.get(request_id)
+        if request is None or request.phase is not RequestPhase.waiting:
+            return None
+        model = self.fleet.state.models[request.model]
+        ahead = self.fleet.turns[model.model].ahead(request.tenant, request.priority, seq=request.seq)
+        turns = ahead + (self.fleet.ready_slots[model.model] > 0)  # a slot that is ready is not free yet
+        return ahead + 1, predicted_wait_us(self.fleet, model, ahead=turns)
 
     def snapshot(self) -> bytes:
         """The whole state, from which :meth:`restore` goes on with the same decisions."""

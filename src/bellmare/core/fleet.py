@@ -12,6 +12,7 @@ from zlib import crc32
 
 from bellmare.core.config import CoreConfig, ModelConfig
 from bellmare.core.decisions import Decision
+from bellmare.core.fairness import Turns
 from bellmare.core.residency import Cue, Residency, after
 from bellmare.core.state import Model, Placement, Request, RequestPhase, Runner, State, Want, Worker
 from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, WorkerId
@@ -69,6 +70,8 @@ class Fleet:
         "ready_slots",
         "room",
         "state",
+        "turns",
+        "weights",
     )  # fmt: skip
 
     def __init__(self, config: CoreConfig, state: State) -> None:
@@ -78,6 +81,9 @@ class Fleet:
         self.out: list[Decision] = []
         self.queues: dict[ModelId, list[tuple[int, Request]]] = {}
         """Waiting requests by order of arrival. Who leaves is taken out at once, so that the queue is bounded too."""
+        self.turns: dict[ModelId, Turns] = {}
+        """The same requests by whose turn it is."""
+        self.weights = {name: tenant.weight for name, tenant in config.tenants.items()}
         self.open: dict[ModelId, list[tuple[int, int]]] = {}
         """Ready runners with a free slot: (load in per mille, worker index), least loaded first."""
         self.ready_slots: dict[ModelId, int] = {}
@@ -113,6 +119,7 @@ class Fleet:
         waiting = [r for r in self.state.requests.values() if r.phase is RequestPhase.waiting]
         for request in sorted(waiting, key=lambda r: r.seq):
             self.queues[request.model].append((request.seq, request))
+            self.turns[request.model].file(request)
         self.rebind()
         for worker in self.state.workers.values():
             for runner in worker.runners.values():
@@ -179,6 +186,7 @@ class Fleet:
     def know(self, model: Model) -> None:
         """A blob never seen before gets its queue and its list of free runners."""
         self.queues[model.model] = []
+        self.turns[model.model] = Turns(model, self.weights)
         self.open[model.model] = []
         self.ready_slots[model.model] = 0
         self.loading[model.model] = 0
@@ -191,7 +199,7 @@ class Fleet:
         model_id = model.model
         self.set_want(model, Want.nothing)
         del self.state.models[model_id]
-        for index in (self.queues, self.open, self.ready_slots, self.loading, self.live):
+        for index in (self.queues, self.turns, self.open, self.ready_slots, self.loading, self.live):
             del index[model_id]
         self._preference.pop(model_id, None)
         self.dirty_models.pop(model_id, None)
@@ -321,12 +329,16 @@ class Fleet:
     def add_request(self, request: Request) -> None:
         self.state.requests[request.request] = request
         self.live[request.model] += 1
+        self.turns[request.model].began(request)
 
     def drop_request(self, request_id: RequestId) -> Request | None:
         """Forget a request, which may have been the last thing that kept its model known."""
         request = self.state.requests.pop(request_id, None)
         if request is not None:
             self.live[request.model] -= 1
+            turns = self.turns[request.model]
+            turns.settle(request, self.now_us - request.dispatched_us)
+            turns.ended(request)
             self.doubt(request.model)
         return request
 
