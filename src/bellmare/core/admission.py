@@ -102,7 +102,7 @@ def _cannot_load(fleet: Fleet, model: Model, request: Request) -> tuple[Refusal,
     if not model.copies and not _fits_somewhere(fleet, model, foreign_gone=False):
         later = _fits_somewhere(fleet, model, foreign_gone=True)
         return Refusal.model_does_not_fit, FOREIGN_RETRY_US if later else 0
-    retry_us = earliest_retry_us(fleet, model)
+    retry_us = earliest_retry_us(fleet, model) if model.backoff_us > fleet.now_us else None
     if retry_us is not None and retry_us >= request.deadline_us:
         return Refusal.load_failed, retry_us - fleet.now_us
     return None

@@ -9,7 +9,7 @@ from bisect import bisect_left, insort
 from collections.abc import Iterator, Mapping
 
 from bellmare.core.events import Priority
-from bellmare.core.state import Account, Lane, Model, Request
+from bellmare.core.state import Account, Lane, Model, Request, RequestPhase
 from bellmare.core.units import InstantUs, SpanUs
 
 LANES = (Priority.high, Priority.normal, Priority.low)
@@ -26,7 +26,7 @@ SHARE_UNIT = 100
 
 
 class Flow:
-    """The requests of one tenant that wait in one lane, by arrival."""
+    """The requests of one tenant in one lane, while there are any: those that wait, by arrival."""
 
     __slots__ = ("account", "key", "tenant", "waiting", "weight")
 
@@ -36,7 +36,7 @@ class Flow:
         self.weight = weight
         self.waiting: list[tuple[int, Request]] = []
         self.key = (-1, -1)
-        """Where the lane's order has it: (virtual time served, sequence number of its first)."""
+        """Where the lane's order has it: (virtual time served, sequence number of its first); nowhere if negative."""
 
 
 class LaneTurns:
@@ -44,24 +44,26 @@ class LaneTurns:
 
     __slots__ = ("due", "flows", "lane", "order", "waiting", "weights")
 
-    def __init__(self, lane: Lane) -> None:
+    def __init__(self, lane: Lane, weights: Mapping[str, int]) -> None:
         self.lane = lane
-        self.flows: dict[str, Flow] = {}
+        self.flows = {tenant: Flow(tenant, a, weights.get(tenant, 1)) for tenant, a in lane.accounts.items()}
         self.order: list[tuple[int, int, Flow]] = []
         self.due: list[tuple[InstantUs, int, Request]] = []
         self.waiting = 0
         self.weights = 0
         """Sum over the tenants that wait."""
 
-    def file(self, request: Request, weight: int) -> None:
-        flow = self.flows.get(request.tenant)
-        if flow is None:
-            flow = self.flows[request.tenant] = Flow(request.tenant, self.lane.accounts[request.tenant], weight)
-            self.weights += weight
-        insort(flow.waiting, (request.seq, request))
+    def file(self, request: Request, flow: Flow) -> None:
+        waiting = flow.waiting
+        if waiting and waiting[-1][0] < request.seq:
+            waiting.append((request.seq, request))
+        else:  # its first, or one that comes back to its old place
+            if not waiting:
+                self.weights += flow.weight
+            insort(waiting, (request.seq, request))
+            self.refile(flow)
         insort(self.due, (request.deadline_us, request.seq, request))
         self.waiting += 1
-        self.refile(flow)
 
     def remove(self, request: Request) -> None:
         flow = self.flows[request.tenant]
@@ -70,10 +72,9 @@ class LaneTurns:
         self.waiting -= 1
         self.refile(flow)
         if not flow.waiting:
-            del self.flows[request.tenant]
             self.weights -= flow.weight
-        if not self.waiting:
-            self.lane.passed = 0
+            if not self.waiting:
+                self.lane.passed = 0
 
     def refile(self, flow: Flow) -> None:
         """Put it where what it was served and its first request belong in the order; nowhere without one."""
@@ -85,6 +86,28 @@ class LaneTurns:
         if key[0] >= 0:
             insort(self.order, (*key, flow))
         flow.key = key
+
+    def add(self, flow: Flow, span_us: int) -> None:
+        """Slot time more or less than was thought."""
+        account = flow.account
+        account.served = max(0, account.served + span_us * SHARE_UNIT // flow.weight)
+        if flow.waiting:
+            self.refile(flow)
+
+    def remember(self, tenant: str, served: int) -> None:
+        idle = self.lane.idle
+        idle[tenant] = served
+        if len(idle) > IDLE_TENANTS_MAX:
+            del idle[next(iter(idle))]
+
+    def ahead(self, tenant: str, weight: int, *, seq: int | None) -> int:
+        """About how many of this lane go before that request of the tenant, or before one that came now."""
+        flow = self.flows.get(tenant)
+        if flow is None or not flow.waiting:
+            return min(self.waiting, self.weights // weight)
+        own = len(flow.waiting)
+        before = own if seq is None else bisect_left(flow.waiting, (seq,))
+        return before + min(self.waiting - own, (before + 1) * (self.weights - weight) // weight)
 
     def first(self, now_us: int, gap_us: int, ahead: int) -> Request:
         """Who is next. ``gap_us``: who has no longer left is lost if passed over; ``ahead``: what may be borrowed."""
@@ -106,40 +129,47 @@ class Turns:
     def __init__(self, model: Model, weights: Mapping[str, int]) -> None:
         self._model = model
         self._weights = weights
-        self._lanes: dict[Priority, LaneTurns] = {}
-        for priority in LANES:
-            if priority in model.lanes:
-                self._lanes[priority] = LaneTurns(model.lanes[priority])
+        self._lanes = {
+            priority: LaneTurns(model.lanes[priority], weights) for priority in LANES if priority in model.lanes
+        }
 
     # ------------------------------------------------------------------ the life of a request
 
     def began(self, request: Request) -> None:
         """A request came in, to wait or to run. Its tenant gets no credit for the time that it was idle."""
-        lane = self._lane(request.priority).lane
-        account = lane.accounts.get(request.tenant)
-        if account is None:
-            served = max(lane.virtual, lane.idle.pop(request.tenant, 0))
-            account = lane.accounts[request.tenant] = Account(served=served)
-        account.live += 1
+        turns = self._lanes.get(request.priority)
+        if turns is None:
+            lane = self._model.lanes[request.priority] = Lane()
+            turns = self._lanes[request.priority] = LaneTurns(lane, self._weights)
+        tenant = request.tenant
+        flow = turns.flows.get(tenant)
+        if flow is None:
+            lane = turns.lane
+            account = lane.accounts[tenant] = Account(served=max(lane.virtual, lane.idle.pop(tenant, 0)))
+            flow = turns.flows[tenant] = Flow(tenant, account, self._weights.get(tenant, 1))
+        flow.account.live += 1
 
     def joined(self, request: Request) -> None:
         """It waits from now on."""
         turns = self._lanes[request.priority]
-        if request.tenant not in turns.flows:
-            account = turns.lane.accounts[request.tenant]
-            account.served = max(account.served, turns.lane.virtual)
-        self.file(request)
+        flow = turns.flows[request.tenant]
+        if not flow.waiting:
+            flow.account.served = max(flow.account.served, turns.lane.virtual)
+        turns.file(request, flow)
 
     def file(self, request: Request) -> None:
         """Only the index: after a restart, the accounts are as they were."""
-        self._lanes[request.priority].file(request, self._weight(request.tenant))
+        turns = self._lanes[request.priority]
+        turns.file(request, turns.flows[request.tenant])
 
     def left(self, request: Request) -> None:
-        """It waits no longer."""
+        """It waits no longer, but runs."""
         self._lanes[request.priority].remove(request)
 
     def passed(self, request: Request) -> None:
         """It got a slot that others waited for as well: lanes below it come nearer to their turn."""
+        if len(self._lanes) == 1:
+            return
         rank = LANES.index(request.priority)
         for priority, turns in self._lanes.items():
             if priority is request.priority:
@@ -150,63 +180,58 @@ class Turns:
     def charge(self, request: Request, span_us: int) -> None:
         """It runs: its tenant pays for ``span_us`` of a slot, to be corrected at the end."""
         turns = self._lanes[request.priority]
-        lane, account = turns.lane, turns.lane.accounts[request.tenant]
-        if request.tenant not in turns.flows:
-            account.served = max(account.served, lane.virtual)
-        lane.virtual = max(lane.virtual, account.served)
+        lane, flow = turns.lane, turns.flows[request.tenant]
+        account = flow.account
+        if account.served > lane.virtual:
+            lane.virtual = account.served
+        elif not flow.waiting:
+            account.served = lane.virtual
         request.charged_us = SpanUs(span_us)
-        self._add(request, span_us)
+        turns.add(flow, span_us)
 
     def settle(self, request: Request, spent_us: int) -> None:
         """It runs no more: what was charged becomes what it took. Once only, however often it is called."""
-        if request.charged_us < 0:
-            return
-        more_us = spent_us - request.charged_us
-        request.charged_us = SpanUs(-1)
-        self._add(request, more_us)
+        if request.charged_us >= 0:
+            turns = self._lanes[request.priority]
+            turns.add(turns.flows[request.tenant], spent_us - request.charged_us)
+            request.charged_us = SpanUs(-1)
 
     def add_debt(self, request: Request, span_us: int) -> None:
         """An aborted prefill goes on in its slot, although the request is over."""
-        lane = self._lanes[request.priority].lane
-        if request.tenant in lane.accounts:
-            self._add(request, span_us)
-        elif lane.accounts:
-            served = max(lane.virtual, lane.idle.pop(request.tenant, 0))
-            self._remember(lane, request.tenant, served + self._share(request.tenant, span_us))
+        turns = self._lanes[request.priority]
+        lane, tenant = turns.lane, request.tenant
+        flow = turns.flows.get(tenant)
+        if flow is not None:
+            turns.add(flow, span_us)
+        elif turns.flows:
+            served = max(lane.virtual, lane.idle.pop(tenant, 0))
+            turns.remember(tenant, served + span_us * SHARE_UNIT // self._weights.get(tenant, 1))
 
     def ended(self, request: Request) -> None:
-        """The request is over; it neither waits nor runs."""
-        lane = self._lanes[request.priority].lane
-        account = lane.accounts[request.tenant]
+        """The request is over, whether it ran or waited."""
+        turns = self._lanes[request.priority]
+        if request.phase is RequestPhase.waiting:
+            turns.remove(request)
+        lane, tenant = turns.lane, request.tenant
+        account = lane.accounts[tenant]
         account.live -= 1
         if account.live:
             return
-        del lane.accounts[request.tenant]
+        del turns.flows[tenant], lane.accounts[tenant]
         if not lane.accounts:
             lane.idle.clear()  # everybody has had what he asked for: nobody owes anything
         elif account.served > lane.virtual:
-            self._remember(lane, request.tenant, account.served)
-
-    @staticmethod
-    def _remember(lane: Lane, tenant: str, served: int) -> None:
-        lane.idle[tenant] = served
-        if len(lane.idle) > IDLE_TENANTS_MAX:
-            del lane.idle[next(iter(lane.idle))]
-
-    def _add(self, request: Request, span_us: int) -> None:
-        turns = self._lanes[request.priority]
-        account = turns.lane.accounts[request.tenant]
-        account.served = max(0, account.served + self._share(request.tenant, span_us))
-        flow = turns.flows.get(request.tenant)
-        if flow is not None:
-            turns.refile(flow)
+            turns.remember(tenant, account.served)
 
     # ------------------------------------------------------------------ whose turn
 
     def first(self, now_us: int, *, gap_us: int, service_us: int) -> Request | None:
         """Who is next; None if nobody waits. ``gap_us`` is about the time to the turn after this one."""
-        for turns in self._in_order():
-            return turns.first(now_us, gap_us, self._share("", RESCUE_BORROWED_MAX * service_us))
+        lanes = self._lanes.values() if len(self._lanes) == 1 else self._in_order()
+        for turns in lanes:
+            if not turns.waiting:
+                break
+            return turns.first(now_us, gap_us, RESCUE_BORROWED_MAX * service_us * SHARE_UNIT)
         return None
 
     def in_turn(self) -> Iterator[Request]:
@@ -240,40 +265,17 @@ class Turns:
 
         Counts whole turns at equal cost; who comes later and goes first is not foreseen.
         """
-        waiting = sum(turns.waiting for turns in self._lanes.values())
         turns = self._lanes.get(priority)
-        flow = turns.flows.get(tenant) if turns is not None else None
-        own = len(flow.waiting) if flow is not None else 0
-        before = own
-        if seq is not None and flow is not None:
-            before = bisect_left(flow.waiting, (seq,))
-            waiting -= 1  # itself
-        same = before
-        if turns is not None:
-            weight = self._weight(tenant)
-            others = turns.weights - (weight if flow is not None else 0)
-            same += min(turns.waiting - own, (before + 1) * others // weight)
+        same = turns.ahead(tenant, self._weights.get(tenant, 1), seq=seq) if turns is not None else 0
+        if len(self._lanes) == (turns is not None):
+            return same
+        waiting = self._model.waiting - (seq is not None)
         rank = LANES.index(priority)
         above = sum(t.waiting for p, t in self._lanes.items() if LANES.index(p) < rank)
         below = sum(t.waiting for p, t in self._lanes.items() if LANES.index(p) > rank)
         above = min(above, (same + 1) * (LANE_TURN_EVERY - 1))
         below = min(below, (same + above) // (LANE_TURN_EVERY - 1))
         return min(waiting, same + above + below)
-
-    # ------------------------------------------------------------------ small things
-
-    def _lane(self, priority: Priority) -> LaneTurns:
-        turns = self._lanes.get(priority)
-        if turns is None:
-            lane = self._model.lanes[priority] = Lane()
-            turns = self._lanes[priority] = LaneTurns(lane)
-        return turns
-
-    def _weight(self, tenant: str) -> int:
-        return self._weights.get(tenant, 1)
-
-    def _share(self, tenant: str, span_us: int) -> int:
-        return span_us * SHARE_UNIT // self._weight(tenant)
 
     # ------------------------------------------------------------------ for ``check``
 
@@ -292,7 +294,7 @@ class Turns:
             yield f"{len(filed)} wait by deadline, {len(in_turn)} by turn"
         for turns in self._lanes.values():
             order = [(flow.account.served, flow.waiting[0][0]) for _, _, flow in turns.order]
-            if order != sorted(order) or len(order) != len(turns.flows):
+            if order != sorted(order) or len(order) != sum(1 for flow in turns.flows.values() if flow.waiting):
                 yield f"turns are out of order: {order[:3]}"
             if len(turns.lane.idle) > IDLE_TENANTS_MAX:
                 yield f"{len(turns.lane.idle)} idle tenants are remembered"

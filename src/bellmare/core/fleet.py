@@ -337,7 +337,8 @@ class Fleet:
         if request is not None:
             self.live[request.model] -= 1
             turns = self.turns[request.model]
-            turns.settle(request, self.now_us - request.dispatched_us)
+            if request.charged_us >= 0:
+                turns.settle(request, self.now_us - request.dispatched_us)
             turns.ended(request)
             self.doubt(request.model)
         return request

@@ -37,7 +37,6 @@ def leave_queue(fleet: Fleet, request: Request) -> None:
     """It waits no longer."""
     queue = fleet.queues[request.model]
     del queue[bisect_left(queue, (request.seq,))]  # sequence numbers are unique: no request is ever compared
-    fleet.turns[request.model].left(request)
     fleet.state.models[request.model].waiting -= 1
     fleet.state.waiting -= 1
 
@@ -86,7 +85,9 @@ def _serve_one(fleet: Fleet, request: Request) -> bool:
         worker = fleet.at(index)
         if fleet.acceptable(worker, request):
             leave_queue(fleet, request)
-            fleet.turns[request.model].passed(request)
+            turns = fleet.turns[request.model]
+            turns.left(request)
+            turns.passed(request)
             dispatch(fleet, request, worker, runner=worker.runners[request.model])
             return True
     return False
@@ -108,7 +109,8 @@ def _serve_other(fleet: Fleet, model: Model) -> bool:
 def free_slot(fleet: Fleet, request: Request, *, aborted: bool) -> None:
     """Take back the slot of a running request. Aborted before its first token, it leaves a zombie (ollama.md 2.4)."""
     turns = fleet.turns[request.model]
-    turns.settle(request, fleet.now_us - request.dispatched_us)
+    if request.charged_us >= 0:
+        turns.settle(request, fleet.now_us - request.dispatched_us)
     place = fleet.runner_of(request)
     if place is None:
         return

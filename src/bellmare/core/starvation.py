@@ -1,8 +1,8 @@
 """How long one model may keep another from its memory: batches of who waited, drains that do not end.
 
 A model that was loaded for waiting requests serves those first, within a bound. A drain that lasts longer than usual
-answers is given up, so that its worker's loader is free for others; the victim is spared for as long, and the next drain
-for the same model is given twice the time. So it ends at last, and two busy models do not throw each other out in turn.
+answers is given up, so that its worker's loader is free for others; the victim is spared for as long, and the next
+drain for the same model is given twice the time. So it ends at last, and two busy models do not throw each other out.
 """
 
 from bellmare.core.fleet import Fleet, Timer

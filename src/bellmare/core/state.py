@@ -256,6 +256,8 @@ class State(msgspec.Struct):
     waiting: int = 0
     next_seq: int = 0
     next_operation: int = 1
+    replica_after_us: InstantUs = InstantUs(0)
+    """Victims for one more copy of any model are not looked for again before this instant."""
     service_us: SpanUs = SpanUs(0)
     """Moving average over all models: the guess for one never seen."""
     timers: list[tuple[InstantUs, int, str, str]] = []
