@@ -11,7 +11,6 @@ from typing import Any
 
 from core_books import (
     LOST,
-    MIB,
     RETRYABLE,
     SECOND,
     OperationBook,
