@@ -86,7 +86,7 @@ def _refusal(fleet: Fleet, model: Model, request: Request) -> tuple[Refusal, int
         refusal = _cannot_load(fleet, model, request)
         if refusal is not None:
             return refusal
-    ahead = fleet.turns[model.model].ahead(request.tenant, request.priority)
+    ahead = fleet.turns[model.model].before_newcomer(request.tenant, request.priority)
     predicted_us = max(1, predicted_wait_us(fleet, model, ahead=ahead))  # zero would say that retrying is pointless
     if fleet.state.waiting >= fleet.config.queue_total_max or model.waiting >= fleet.config.queue_per_model_max:
         return Refusal.queue_full, predicted_us

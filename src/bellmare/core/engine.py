@@ -11,7 +11,7 @@ import msgspec
 from bellmare.core import admission, health, hints, operations, operator, queueing, reconcile, scheduler
 from bellmare.core.check import check
 from bellmare.core.config import CoreConfig
-from bellmare.core.costs import average, lower_least, predicted_wait_us
+from bellmare.core.costs import average, lower_least, predicted_wait_us, service_estimate_us
 from bellmare.core.decisions import Decision, Refusal
 from bellmare.core.events import (
     DispatchFailed,
@@ -126,7 +126,8 @@ class Engine:
         if request is None or request.phase is not RequestPhase.waiting:
             return None
         model = self.fleet.state.models[request.model]
-        ahead = self.fleet.turns[model.model].ahead(request.tenant, request.priority, seq=request.seq)
+        service_us = service_estimate_us(self.fleet, model)
+        ahead = self.fleet.turns[model.model].before(request, service_us=service_us)
         turns = ahead + (self.fleet.ready_slots[model.model] > 0)  # a slot that is ready is not free yet
         return ahead + 1, predicted_wait_us(self.fleet, model, ahead=turns)
 

@@ -100,14 +100,32 @@ class LaneTurns:
         if len(idle) > IDLE_TENANTS_MAX:
             del idle[next(iter(idle))]
 
-    def ahead(self, tenant: str, weight: int, *, seq: int | None) -> int:
-        """About how many of this lane go before that request of the tenant, or before one that came now."""
+    def before_newcomer(self, tenant: str, weight: int) -> int:
+        """About how many of this lane go before a request of the tenant that came now: by weights alone."""
         flow = self.flows.get(tenant)
         if flow is None or not flow.waiting:
             return min(self.waiting, self.weights // weight)
         own = len(flow.waiting)
-        before = own if seq is None else bisect_left(flow.waiting, (seq,))
-        return before + min(self.waiting - own, (before + 1) * (self.weights - weight) // weight)
+        return own + min(self.waiting - own, (own + 1) * (self.weights - weight) // weight)
+
+    def before(self, request: Request, turn: int) -> int:
+        """How many of this lane go before a waiting request if each costs ``turn``. Looks at each tenant that waits."""
+        mine = self.flows[request.tenant]
+        own = bisect_left(mine.waiting, (request.seq,))
+        reached = mine.account.served + own * (turn // mine.weight)
+        ahead = own
+        for served, _, flow in self.order:
+            if served > reached:
+                break
+            if flow is not mine:
+                theirs, rest = divmod(reached - served, turn // flow.weight)
+                theirs += rest > 0
+                if theirs < len(flow.waiting):
+                    tie = rest == 0 and flow.waiting[theirs][0] < request.seq
+                    ahead += theirs + tie
+                else:
+                    ahead += len(flow.waiting)
+        return ahead
 
     def first(self, now_us: int, gap_us: int, ahead: int) -> Request:
         """Who is next. ``gap_us``: who has no longer left is lost if passed over; ``ahead``: what may be borrowed."""
@@ -260,22 +278,28 @@ class Turns:
 
     # ------------------------------------------------------------------ how long it takes
 
-    def ahead(self, tenant: str, priority: Priority, *, seq: int | None = None) -> int:
-        """About how many that wait now go before a request: the one of that number, or one that came now.
+    def before_newcomer(self, tenant: str, priority: Priority) -> int:
+        """About how many that wait now go before a request that came now.
 
         Counts whole turns at equal cost; who comes later and goes first is not foreseen.
         """
         turns = self._lanes.get(priority)
-        same = turns.ahead(tenant, self._weights.get(tenant, 1), seq=seq) if turns is not None else 0
-        if len(self._lanes) == (turns is not None):
+        same = turns.before_newcomer(tenant, self._weights.get(tenant, 1)) if turns is not None else 0
+        return self._with_other_lanes(same, priority)
+
+    def before(self, request: Request, *, service_us: int) -> int:
+        """About how many that wait now go before one that waits; each holds a slot for ``service_us``."""
+        same = self._lanes[request.priority].before(request, max(1, service_us) * SHARE_UNIT)
+        return self._with_other_lanes(same, request.priority)
+
+    def _with_other_lanes(self, same: int, priority: Priority) -> int:
+        if len(self._lanes) <= 1 and priority in self._lanes:
             return same
-        waiting = self._model.waiting - (seq is not None)
         rank = LANES.index(priority)
         above = sum(t.waiting for p, t in self._lanes.items() if LANES.index(p) < rank)
         below = sum(t.waiting for p, t in self._lanes.items() if LANES.index(p) > rank)
         above = min(above, (same + 1) * (LANE_TURN_EVERY - 1))
-        below = min(below, (same + above) // (LANE_TURN_EVERY - 1))
-        return min(waiting, same + above + below)
+        return same + above + min(below, (same + above) // (LANE_TURN_EVERY - 1))
 
     # ------------------------------------------------------------------ for ``check``
 
