@@ -1,5 +1,8 @@
 """Models whose loads failed everywhere: until when nobody tries again, and who cannot wait for that."""
 
+from bisect import bisect_right
+from operator import itemgetter
+
 from bellmare.core.costs import canonical_num_ctx, need_bytes
 from bellmare.core.decisions import Refusal
 from bellmare.core.fleet import Fleet
@@ -9,8 +12,6 @@ from bellmare.core.residency import Residency
 from bellmare.core.state import Model
 from bellmare.core.units import InstantUs
 
-HOPELESS_PER_STEP_MAX = 64
-"""Waiting requests that one look refuses; the rest has its own deadline, and the next look."""
 SERVING = (Residency.loading, Residency.resident, Residency.draining)
 
 
@@ -40,15 +41,17 @@ def earliest_retry_us(fleet: Fleet, model: Model) -> InstantUs | None:
 
 
 def refuse_hopeless(fleet: Fleet, model: Model) -> None:
-    """Tell those at once whose deadline comes before anybody will try to load their model again."""
+    """Tell those at once whose deadline comes before anybody will try to load their model again.
+
+    Bounded by the queue's own bound, and by who has to be told.
+    """
     retry_us = earliest_retry_us(fleet, model)
     if retry_us is None:
         return
     late = [
         request
         for due in fleet.turns[model.model].nearest_deadlines()
-        for deadline_us, _, request in due[:HOPELESS_PER_STEP_MAX]
-        if deadline_us <= retry_us
+        for _, _, request in due[: bisect_right(due, retry_us, key=itemgetter(0))]
     ]
     for request in late:
         reject(fleet, request, Refusal.load_failed, retry_us=retry_us - fleet.now_us)
