@@ -86,7 +86,8 @@ def _refusal(fleet: Fleet, model: Model, request: Request) -> tuple[Refusal, int
         refusal = _cannot_load(fleet, model, request)
         if refusal is not None:
             return refusal
-    ahead = fleet.turns[model.model].before_newcomer(request.tenant, request.priority)
+    turns = fleet.turns[model.model]
+    ahead = turns.before_newcomer(request.tenant, request.priority) if model.waiting else 0
     predicted_us = max(1, predicted_wait_us(fleet, model, ahead=ahead))  # zero would say that retrying is pointless
     if fleet.state.waiting >= fleet.config.queue_total_max or model.waiting >= fleet.config.queue_per_model_max:
         return Refusal.queue_full, predicted_us
@@ -110,8 +111,8 @@ def _cannot_load(fleet: Fleet, model: Model, request: Request) -> tuple[Refusal,
 
 def _fits_somewhere(fleet: Fleet, model: Model, *, foreign_gone: bool) -> bool:
     num_ctx = canonical_num_ctx(fleet, model)
-    workers = (fleet.state.workers[worker] for worker in model.holders)
-    return any(
-        could_ever_fit(worker, model, need_bytes(worker, model, num_ctx), foreign_gone=foreign_gone)
-        for worker in workers
-    )
+    for worker_id in model.holders:
+        worker = fleet.state.workers[worker_id]
+        if could_ever_fit(worker, model, need_bytes(worker, model, num_ctx), foreign_gone=foreign_gone):
+            return True
+    return False

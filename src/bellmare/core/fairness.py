@@ -10,13 +10,13 @@ from collections.abc import Iterator, Mapping
 
 from bellmare.core.events import Priority
 from bellmare.core.state import Account, Lane, Model, Request, RequestPhase
-from bellmare.core.units import InstantUs, SpanUs
+from bellmare.core.units import SpanUs
 
 LANES = (Priority.high, Priority.normal, Priority.low)
 LANE_TURN_EVERY = 8
 """A lane that waits gets one turn of so many at least, whatever goes before it: low priority is slow, never starved."""
 RESCUE_LOOK_MAX = 4
-"""Requests looked at, the nearest deadline first, for one that would be lost by waiting."""
+"""Tenants looked at, the nearest deadline first, for one whose next request would be lost by waiting."""
 RESCUE_BORROWED_MAX = 4
 """Turns of its own future that a tenant may have borrowed to save its deadlines: a hurry must not become a share."""
 IDLE_TENANTS_MAX = 256
@@ -25,22 +25,27 @@ SHARE_UNIT = 100
 """Virtual time of one microsecond at weight 1: whole numbers up to the largest weight."""
 
 
+NOWHERE = (-1, -1)
+
+
 class Flow:
     """The requests of one tenant in one lane, while there are any: those that wait, by arrival."""
 
-    __slots__ = ("account", "key", "tenant", "waiting", "weight")
+    __slots__ = ("account", "due", "key", "tenant", "waiting", "weight")
 
     def __init__(self, tenant: str, account: Account, weight: int) -> None:
         self.tenant = tenant
         self.account = account
         self.weight = weight
         self.waiting: list[tuple[int, Request]] = []
-        self.key = (-1, -1)
-        """Where the lane's order has it: (virtual time served, sequence number of its first); nowhere if negative."""
+        self.key = NOWHERE
+        """Where the lane's order has it: (virtual time served, sequence number of its first)."""
+        self.due: tuple[int, int] = NOWHERE
+        """Where the lane's deadlines have it: (deadline of its first, its sequence number)."""
 
 
 class LaneTurns:
-    """One lane: who waits in it, in the order of turns and in the order of deadlines."""
+    """One lane: who waits in it, by whose turn it is and by the nearest deadline of a tenant's first request."""
 
     __slots__ = ("due", "flows", "lane", "order", "waiting", "weights")
 
@@ -48,51 +53,59 @@ class LaneTurns:
         self.lane = lane
         self.flows = {tenant: Flow(tenant, a, weights.get(tenant, 1)) for tenant, a in lane.accounts.items()}
         self.order: list[tuple[int, int, Flow]] = []
-        self.due: list[tuple[InstantUs, int, Request]] = []
+        self.due: list[tuple[int, int, Flow]] = []
         self.waiting = 0
         self.weights = 0
         """Sum over the tenants that wait."""
 
-    def file(self, request: Request, flow: Flow) -> None:
+    def file(self, entry: tuple[int, Request], flow: Flow) -> None:
         waiting = flow.waiting
-        if waiting and waiting[-1][0] < request.seq:
-            waiting.append((request.seq, request))
-        else:  # its first, or one that comes back to its old place
-            if not waiting:
-                self.weights += flow.weight
-            insort(waiting, (request.seq, request))
-            self.refile(flow)
-        insort(self.due, (request.deadline_us, request.seq, request))
         self.waiting += 1
-
-    def remove(self, request: Request) -> None:
-        flow = self.flows[request.tenant]
-        del flow.waiting[bisect_left(flow.waiting, (request.seq,))]
-        del self.due[bisect_left(self.due, (request.deadline_us, request.seq))]
-        self.waiting -= 1
+        if waiting and waiting[-1][0] < entry[0]:
+            waiting.append(entry)
+            return
+        if not waiting:
+            self.weights += flow.weight
+        insort(waiting, entry)  # its first, or one that comes back to its old place
         self.refile(flow)
-        if not flow.waiting:
+
+    def remove(self, request: Request, flow: Flow) -> None:
+        """Take it out; the flow is to be filed anew by the caller."""
+        waiting = flow.waiting
+        del waiting[0 if waiting[0][1] is request else bisect_left(waiting, (request.seq,))]
+        self.waiting -= 1
+        if not waiting:
             self.weights -= flow.weight
             if not self.waiting:
                 self.lane.passed = 0
 
     def refile(self, flow: Flow) -> None:
         """Put it where what it was served and its first request belong in the order; nowhere without one."""
-        key = (flow.account.served, flow.waiting[0][0]) if flow.waiting else (-1, -1)
-        if key == flow.key:
+        old, order = flow.key, self.order
+        if not flow.waiting:
+            if old is not NOWHERE:
+                del order[bisect_left(order, old)]
+                del self.due[bisect_left(self.due, flow.due)]
+                flow.key = flow.due = NOWHERE
             return
-        if flow.key[0] >= 0:
-            del self.order[bisect_left(self.order, flow.key)]
-        if key[0] >= 0:
-            insort(self.order, (*key, flow))
-        flow.key = key
-
-    def add(self, flow: Flow, span_us: int) -> None:
-        """Slot time more or less than was thought."""
-        account = flow.account
-        account.served = max(0, account.served + span_us * SHARE_UNIT // flow.weight)
-        if flow.waiting:
-            self.refile(flow)
+        served, (seq, first) = flow.account.served, flow.waiting[0]
+        key = (served, seq)
+        if key == old:
+            return
+        due = (first.deadline_us, seq)
+        if old is NOWHERE:
+            insort(order, (served, seq, flow))
+            insort(self.due, (*due, flow))
+        elif len(order) == 1:
+            order[0] = (served, seq, flow)
+            self.due[0] = (*due, flow)
+        else:
+            del order[bisect_left(order, old)]
+            insort(order, (served, seq, flow))
+            if due != flow.due:
+                del self.due[bisect_left(self.due, flow.due)]
+                insort(self.due, (*due, flow))
+        flow.key, flow.due = key, due
 
     def remember(self, tenant: str, served: int) -> None:
         idle = self.lane.idle
@@ -106,6 +119,8 @@ class LaneTurns:
         if flow is None or not flow.waiting:
             return min(self.waiting, self.weights // weight)
         own = len(flow.waiting)
+        if own == self.waiting:
+            return own
         return own + min(self.waiting - own, (own + 1) * (self.weights - weight) // weight)
 
     def before(self, request: Request, turn: int) -> int:
@@ -129,13 +144,12 @@ class LaneTurns:
 
     def first(self, now_us: int, gap_us: int, ahead: int) -> Request:
         """Who is next. ``gap_us``: who has no longer left is lost if passed over; ``ahead``: what may be borrowed."""
-        if self.due[0][0] <= now_us + gap_us:
-            for deadline_us, _, request in self.due[:RESCUE_LOOK_MAX]:
+        if len(self.due) > 1 and self.due[0][0] <= now_us + gap_us:
+            for deadline_us, _, flow in self.due[:RESCUE_LOOK_MAX]:
                 if deadline_us > now_us + gap_us:
                     break
-                flow = self.flows[request.tenant]
                 if flow.account.served <= self.lane.virtual + ahead // flow.weight:
-                    return request
+                    return flow.waiting[0][1]
         return self.order[0][2].waiting[0][1]
 
 
@@ -167,22 +181,23 @@ class Turns:
             flow = turns.flows[tenant] = Flow(tenant, account, self._weights.get(tenant, 1))
         flow.account.live += 1
 
-    def joined(self, request: Request) -> None:
-        """It waits from now on."""
+    def joined(self, request: Request, entry: tuple[int, Request]) -> None:
+        """It waits from now on. ``entry``: its sequence number and itself."""
         turns = self._lanes[request.priority]
         flow = turns.flows[request.tenant]
         if not flow.waiting:
             flow.account.served = max(flow.account.served, turns.lane.virtual)
-        turns.file(request, flow)
+        turns.file(entry, flow)
 
     def file(self, request: Request) -> None:
         """Only the index: after a restart, the accounts are as they were."""
         turns = self._lanes[request.priority]
-        turns.file(request, turns.flows[request.tenant])
+        turns.file((request.seq, request), turns.flows[request.tenant])
 
     def left(self, request: Request) -> None:
-        """It waits no longer, but runs."""
-        self._lanes[request.priority].remove(request)
+        """It waits no longer, but is about to be charged for."""
+        turns = self._lanes[request.priority]
+        turns.remove(request, turns.flows[request.tenant])
 
     def passed(self, request: Request) -> None:
         """It got a slot that others waited for as well: lanes below it come nearer to their turn."""
@@ -205,14 +220,22 @@ class Turns:
         elif not flow.waiting:
             account.served = lane.virtual
         request.charged_us = SpanUs(span_us)
-        turns.add(flow, span_us)
+        account.served += span_us * SHARE_UNIT // flow.weight
+        turns.refile(flow)
 
     def settle(self, request: Request, spent_us: int) -> None:
         """It runs no more: what was charged becomes what it took. Once only, however often it is called."""
         if request.charged_us >= 0:
             turns = self._lanes[request.priority]
-            turns.add(turns.flows[request.tenant], spent_us - request.charged_us)
+            self._add(turns, turns.flows[request.tenant], spent_us - request.charged_us)
             request.charged_us = SpanUs(-1)
+
+    @staticmethod
+    def _add(turns: LaneTurns, flow: Flow, span_us: int) -> None:
+        """Slot time more or less than was thought."""
+        flow.account.served = max(0, flow.account.served + span_us * SHARE_UNIT // flow.weight)
+        if flow.waiting:
+            turns.refile(flow)
 
     def add_debt(self, request: Request, span_us: int) -> None:
         """An aborted prefill goes on in its slot, although the request is over."""
@@ -220,7 +243,7 @@ class Turns:
         lane, tenant = turns.lane, request.tenant
         flow = turns.flows.get(tenant)
         if flow is not None:
-            turns.add(flow, span_us)
+            self._add(turns, flow, span_us)
         elif turns.flows:
             served = max(lane.virtual, lane.idle.pop(tenant, 0))
             turns.remember(tenant, served + span_us * SHARE_UNIT // self._weights.get(tenant, 1))
@@ -228,10 +251,12 @@ class Turns:
     def ended(self, request: Request) -> None:
         """The request is over, whether it ran or waited."""
         turns = self._lanes[request.priority]
-        if request.phase is RequestPhase.waiting:
-            turns.remove(request)
         lane, tenant = turns.lane, request.tenant
-        account = lane.accounts[tenant]
+        flow = turns.flows[tenant]
+        if request.phase is RequestPhase.waiting:
+            turns.remove(request, flow)
+            turns.refile(flow)
+        account = flow.account
         account.live -= 1
         if account.live:
             return
@@ -243,12 +268,17 @@ class Turns:
 
     # ------------------------------------------------------------------ whose turn
 
+    def alone(self) -> Request | None:
+        """Who is next if one tenant's requests are all that wait: nobody needs to be compared."""
+        if len(self._lanes) == 1:
+            for turns in self._lanes.values():
+                if len(turns.order) == 1:
+                    return turns.order[0][2].waiting[0][1]
+        return None
+
     def first(self, now_us: int, *, gap_us: int, service_us: int) -> Request | None:
         """Who is next; None if nobody waits. ``gap_us`` is about the time to the turn after this one."""
-        lanes = self._lanes.values() if len(self._lanes) == 1 else self._in_order()
-        for turns in lanes:
-            if not turns.waiting:
-                break
+        for turns in self._in_order():
             return turns.first(now_us, gap_us, RESCUE_BORROWED_MAX * service_us * SHARE_UNIT)
         return None
 
@@ -258,12 +288,6 @@ class Turns:
             for _, _, flow in turns.order:
                 for _, request in flow.waiting:
                     yield request
-
-    def nearest_deadlines(self) -> Iterator[list[tuple[InstantUs, int, Request]]]:
-        """For each lane who waits in it, the nearest deadline first."""
-        for priority in LANES:
-            if priority in self._lanes:
-                yield self._lanes[priority].due
 
     def _in_order(self) -> list[LaneTurns]:
         """Lanes in which somebody waits, the next one first: by priority, but for one that was passed too often."""
@@ -284,8 +308,10 @@ class Turns:
         Counts whole turns at equal cost; who comes later and goes first is not foreseen.
         """
         turns = self._lanes.get(priority)
-        same = turns.before_newcomer(tenant, self._weights.get(tenant, 1)) if turns is not None else 0
-        return self._with_other_lanes(same, priority)
+        if turns is None:
+            return self._with_other_lanes(0, priority)
+        same = turns.before_newcomer(tenant, self._weights.get(tenant, 1))
+        return same if len(self._lanes) == 1 else self._with_other_lanes(same, priority)
 
     def before(self, request: Request, *, service_us: int) -> int:
         """About how many that wait now go before one that waits; each holds a slot for ``service_us``."""
@@ -293,8 +319,6 @@ class Turns:
         return self._with_other_lanes(same, request.priority)
 
     def _with_other_lanes(self, same: int, priority: Priority) -> int:
-        if len(self._lanes) <= 1 and priority in self._lanes:
-            return same
         rank = LANES.index(priority)
         above = sum(t.waiting for p, t in self._lanes.items() if LANES.index(p) < rank)
         below = sum(t.waiting for p, t in self._lanes.items() if LANES.index(p) > rank)
@@ -312,12 +336,14 @@ class Turns:
         kept = {(p, t): a.live for p, lane in self._model.lanes.items() for t, a in lane.accounts.items()}
         if kept != live:
             yield f"accounts are kept for {len(kept)} tenants, {len(live)} have requests"
-        filed = sorted(request.seq for turns in self._lanes.values() for _, _, request in turns.due)
-        in_turn = sorted(request.seq for request in self.in_turn())
-        if filed != in_turn:
-            yield f"{len(filed)} wait by deadline, {len(in_turn)} by turn"
+        waiting = sum(1 for request in requests if request.phase is RequestPhase.waiting)
+        if waiting != sum(turns.waiting for turns in self._lanes.values()) or waiting != len(list(self.in_turn())):
+            yield f"{waiting} wait, and not all of them have their turn"
         for turns in self._lanes.values():
             order = [(flow.account.served, flow.waiting[0][0]) for _, _, flow in turns.order]
+            due = [(flow.waiting[0][1].deadline_us, flow.waiting[0][0]) for _, _, flow in turns.due]
+            if due != sorted(due) or len(due) != len(order):
+                yield f"deadlines are out of order: {due[:3]}"
             if order != sorted(order) or len(order) != sum(1 for flow in turns.flows.values() if flow.waiting):
                 yield f"turns are out of order: {order[:3]}"
             if len(turns.lane.idle) > IDLE_TENANTS_MAX:

@@ -22,8 +22,9 @@ def enqueue(fleet: Fleet, request: Request) -> None:
     model = fleet.state.models[request.model]
     request.phase = RequestPhase.waiting
     request.worker = None
-    insort(fleet.queues[request.model], (request.seq, request))
-    fleet.turns[request.model].joined(request)
+    entry = (request.seq, request)
+    insort(fleet.queues[request.model], entry)
+    fleet.turns[request.model].joined(request, entry)
     fleet.set_timer(request.deadline_us, Timer.request, request.request)
     if not model.healthy_holders:
         grace_us = fleet.config.worker_lost_grace_us
@@ -53,7 +54,8 @@ def dispatch(fleet: Fleet, request: Request, worker: Worker, *, runner: Runner) 
     fleet.turns[request.model].charge(request, service_estimate_us(fleet, fleet.state.models[request.model]))
     runner.in_flight[request.request] = None
     runner.used_us = now_us
-    batch_goes_on(fleet, worker, runner)
+    if runner.batch_seq:
+        batch_goes_on(fleet, worker, runner)
     fleet.refresh_open(worker, runner)
     fleet.decide(
         Dispatch(
@@ -73,9 +75,11 @@ def serve(fleet: Fleet, model: Model) -> None:
     """Hand waiting requests to free slots, each to the least loaded runner."""
     turns = fleet.turns[model.model]
     while model.waiting and fleet.open[model.model]:
-        service_us = service_estimate_us(fleet, model)
-        gap_us = GAPS_TO_A_TURN * service_us // max(1, fleet.ready_slots[model.model])
-        first = turns.first(fleet.now_us, gap_us=gap_us, service_us=service_us)
+        first = turns.alone()
+        if first is None:
+            service_us = service_estimate_us(fleet, model)
+            gap_us = GAPS_TO_A_TURN * service_us // max(1, fleet.ready_slots[model.model])
+            first = turns.first(fleet.now_us, gap_us=gap_us, service_us=service_us)
         if first is None or not (_serve_one(fleet, first) or _serve_other(fleet, model)):
             return
 

@@ -1,8 +1,5 @@
 """Models whose loads failed everywhere: until when nobody tries again, and who cannot wait for that."""
 
-from bisect import bisect_right
-from operator import itemgetter
-
 from bellmare.core.costs import canonical_num_ctx, need_bytes
 from bellmare.core.decisions import Refusal
 from bellmare.core.fleet import Fleet
@@ -43,15 +40,11 @@ def earliest_retry_us(fleet: Fleet, model: Model) -> InstantUs | None:
 def refuse_hopeless(fleet: Fleet, model: Model) -> None:
     """Tell those at once whose deadline comes before anybody will try to load their model again.
 
-    Bounded by the queue's own bound, and by who has to be told.
+    Bounded by the queue's own bound; only while every worker that could load it is in back-off.
     """
     retry_us = earliest_retry_us(fleet, model)
     if retry_us is None:
         return
-    late = [
-        request
-        for due in fleet.turns[model.model].nearest_deadlines()
-        for _, _, request in due[: bisect_right(due, retry_us, key=itemgetter(0))]
-    ]
+    late = [request for _, request in fleet.queues[model.model] if request.deadline_us <= retry_us]
     for request in late:
         reject(fleet, request, Refusal.load_failed, retry_us=retry_us - fleet.now_us)
