@@ -50,7 +50,7 @@ def estimate_bytes(model: Model, num_ctx: int, slots: int) -> int:
 def need_bytes(worker: Worker, model: Model, num_ctx: int) -> Bytes:
     """What a runner of ``model`` with ``num_ctx`` per slot will take on ``worker``: measured if known."""
     slots = slots_of(worker, model)
-    measured = model.measured_bytes.get(shape_key(worker, num_ctx, slots))
+    measured = model.measured_bytes.get(shape_key(worker, num_ctx, slots)) if model.measured_bytes else None
     if measured is not None:
         return Bytes(measured + worker.unshown_bytes)
     return Bytes(estimate_bytes(model, num_ctx, slots) + worker.overhead_bytes)

@@ -26,6 +26,7 @@ SHARE_UNIT = 100
 
 
 NOWHERE = (-1, -1)
+SETTLED = SpanUs(-1)
 
 
 class Flow:
@@ -195,12 +196,9 @@ class Turns:
         turns.file((request.seq, request), turns.flows[request.tenant])
 
     def left(self, request: Request) -> None:
-        """It waits no longer, but is about to be charged for."""
+        """It waits no longer, but is about to be charged for. Lanes below its own come nearer to their turn."""
         turns = self._lanes[request.priority]
         turns.remove(request, turns.flows[request.tenant])
-
-    def passed(self, request: Request) -> None:
-        """It got a slot that others waited for as well: lanes below it come nearer to their turn."""
         if len(self._lanes) == 1:
             return
         rank = LANES.index(request.priority)
@@ -228,7 +226,7 @@ class Turns:
         if request.charged_us >= 0:
             turns = self._lanes[request.priority]
             self._add(turns, turns.flows[request.tenant], spent_us - request.charged_us)
-            request.charged_us = SpanUs(-1)
+            request.charged_us = SETTLED
 
     @staticmethod
     def _add(turns: LaneTurns, flow: Flow, span_us: int) -> None:
@@ -248,14 +246,17 @@ class Turns:
             served = max(lane.virtual, lane.idle.pop(tenant, 0))
             turns.remember(tenant, served + span_us * SHARE_UNIT // self._weights.get(tenant, 1))
 
-    def ended(self, request: Request) -> None:
-        """The request is over, whether it ran or waited."""
+    def ended(self, request: Request, spent_us: int) -> None:
+        """The request is over, whether it waited, or ran for ``spent_us``."""
         turns = self._lanes[request.priority]
         lane, tenant = turns.lane, request.tenant
         flow = turns.flows[tenant]
         if request.phase is RequestPhase.waiting:
             turns.remove(request, flow)
             turns.refile(flow)
+        elif request.charged_us >= 0:
+            self._add(turns, flow, spent_us - request.charged_us)
+            request.charged_us = SETTLED
         account = flow.account
         account.live -= 1
         if account.live:

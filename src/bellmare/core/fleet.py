@@ -336,10 +336,7 @@ class Fleet:
         request = self.state.requests.pop(request_id, None)
         if request is not None:
             self.live[request.model] -= 1
-            turns = self.turns[request.model]
-            if request.charged_us >= 0:
-                turns.settle(request, self.now_us - request.dispatched_us)
-            turns.ended(request)
+            self.turns[request.model].ended(request, self.now_us - request.dispatched_us)
             self.doubt(request.model)
         return request
 

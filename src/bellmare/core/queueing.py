@@ -89,9 +89,7 @@ def _serve_one(fleet: Fleet, request: Request) -> bool:
         worker = fleet.at(index)
         if fleet.acceptable(worker, request):
             leave_queue(fleet, request)
-            turns = fleet.turns[request.model]
-            turns.left(request)
-            turns.passed(request)
+            fleet.turns[request.model].left(request)
             dispatch(fleet, request, worker, runner=worker.runners[request.model])
             return True
     return False
@@ -112,9 +110,8 @@ def _serve_other(fleet: Fleet, model: Model) -> bool:
 
 def free_slot(fleet: Fleet, request: Request, *, aborted: bool) -> None:
     """Take back the slot of a running request. Aborted before its first token, it leaves a zombie (ollama.md 2.4)."""
-    turns = fleet.turns[request.model]
     if request.charged_us >= 0:
-        turns.settle(request, fleet.now_us - request.dispatched_us)
+        fleet.turns[request.model].settle(request, fleet.now_us - request.dispatched_us)
     place = fleet.runner_of(request)
     if place is None:
         return
@@ -127,7 +124,7 @@ def free_slot(fleet: Fleet, request: Request, *, aborted: bool) -> None:
         left_us = min(left_us, fleet.config.zombie_max_us)
         if left_us:
             fleet.count("zombie")
-            turns.add_debt(request, left_us)
+            fleet.turns[request.model].add_debt(request, left_us)
             leave_zombie(fleet, worker, runner, span_us=left_us)
     fleet.refresh_open(worker, runner)
     fleet.touch(runner.model)

@@ -16,7 +16,7 @@ LOADS_OUTLASTED = 2
 """A queue must last so many loads: it goes on shrinking while the copy is loaded."""
 LOOK_EVERY_US = SECOND_US
 """A free place for one more copy is looked for at most so often per model."""
-VICTIMS_LOOK_EVERY_US = SECOND_US // 10
+VICTIMS_LOOK_EVERY_US = SECOND_US // 2
 """A place with victims is looked for at most so often in all: such a look weighs up to sixteen workers (0.1 ms)."""
 
 
