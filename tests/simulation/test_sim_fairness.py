@@ -95,7 +95,7 @@ def test_without_accounts_by_service_the_difference_grows(monkeypatch: pytest.Mo
     """The tests above can fail: if every request counted alike, who sends longer ones would get five times more."""
     from bellmare.core.fairness import Turns
 
-    monkeypatch.setattr(Turns, "_add", staticmethod(lambda turns, flow, span_us: None))
+    monkeypatch.setattr(Turns, "_add", lambda self, turns, tenant, span_us: None)
     monkeypatch.setattr("bellmare.core.queueing.service_estimate_us", lambda fleet, model: SECOND)
     run = Watched(backlog(1_000, lambda c: c.uniform(0.1, 2.0), lambda c: c.uniform(0.5, 10.0)))
     run.run()

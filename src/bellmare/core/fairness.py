@@ -50,9 +50,10 @@ class LaneTurns:
 
     __slots__ = ("due", "flows", "lane", "order", "waiting", "weights")
 
-    def __init__(self, lane: Lane, weights: Mapping[str, int]) -> None:
+    def __init__(self, lane: Lane) -> None:
         self.lane = lane
-        self.flows = {tenant: Flow(tenant, a, weights.get(tenant, 1)) for tenant, a in lane.accounts.items()}
+        self.flows: dict[str, Flow] = {}
+        """By tenant, from its first request that waits until it has none any more."""
         self.order: list[tuple[int, int, Flow]] = []
         self.due: list[tuple[int, int, Flow]] = []
         self.waiting = 0
@@ -162,9 +163,7 @@ class Turns:
     def __init__(self, model: Model, weights: Mapping[str, int]) -> None:
         self._model = model
         self._weights = weights
-        self._lanes = {
-            priority: LaneTurns(model.lanes[priority], weights) for priority in LANES if priority in model.lanes
-        }
+        self._lanes = {priority: LaneTurns(model.lanes[priority]) for priority in LANES if priority in model.lanes}
 
     # ------------------------------------------------------------------ the life of a request
 
@@ -173,19 +172,19 @@ class Turns:
         turns = self._lanes.get(request.priority)
         if turns is None:
             lane = self._model.lanes[request.priority] = Lane()
-            turns = self._lanes[request.priority] = LaneTurns(lane, self._weights)
-        tenant = request.tenant
-        flow = turns.flows.get(tenant)
-        if flow is None:
-            lane = turns.lane
-            account = lane.accounts[tenant] = Account(served=max(lane.virtual, lane.idle.pop(tenant, 0)))
-            flow = turns.flows[tenant] = Flow(tenant, account, self._weights.get(tenant, 1))
-        flow.account.live += 1
+            turns = self._lanes[request.priority] = LaneTurns(lane)
+        lane, tenant = turns.lane, request.tenant
+        account = lane.accounts.get(tenant)
+        if account is None:
+            served = max(lane.virtual, lane.idle.pop(tenant, 0)) if lane.idle else lane.virtual
+            lane.accounts[tenant] = Account(served=served, live=1)
+        else:
+            account.live += 1
 
     def joined(self, request: Request, entry: tuple[int, Request]) -> None:
         """It waits from now on. ``entry``: its sequence number and itself."""
         turns = self._lanes[request.priority]
-        flow = turns.flows[request.tenant]
+        flow = turns.flows.get(request.tenant) or self._open(turns, request.tenant)
         if not flow.waiting:
             flow.account.served = max(flow.account.served, turns.lane.virtual)
         turns.file(entry, flow)
@@ -193,7 +192,12 @@ class Turns:
     def file(self, request: Request) -> None:
         """Only the index: after a restart, the accounts are as they were."""
         turns = self._lanes[request.priority]
-        turns.file((request.seq, request), turns.flows[request.tenant])
+        flow = turns.flows.get(request.tenant) or self._open(turns, request.tenant)
+        turns.file((request.seq, request), flow)
+
+    def _open(self, turns: LaneTurns, tenant: str) -> Flow:
+        flow = turns.flows[tenant] = Flow(tenant, turns.lane.accounts[tenant], self._weights.get(tenant, 1))
+        return flow
 
     def left(self, request: Request) -> None:
         """It waits no longer, but is about to be charged for. Lanes below its own come nearer to their turn."""
@@ -208,41 +212,40 @@ class Turns:
             elif turns.waiting and LANES.index(priority) > rank:
                 turns.lane.passed += 1
 
-    def charge(self, request: Request, span_us: int) -> None:
+    def charge(self, request: Request, span_us: SpanUs) -> None:
         """It runs: its tenant pays for ``span_us`` of a slot, to be corrected at the end."""
-        turns = self._lanes[request.priority]
-        lane, flow = turns.lane, turns.flows[request.tenant]
-        account = flow.account
+        turns, tenant = self._lanes[request.priority], request.tenant
+        lane = turns.lane
+        account, flow = lane.accounts[tenant], turns.flows.get(tenant)
         if account.served > lane.virtual:
             lane.virtual = account.served
-        elif not flow.waiting:
+        elif flow is None or not flow.waiting:
             account.served = lane.virtual
-        request.charged_us = SpanUs(span_us)
-        account.served += span_us * SHARE_UNIT // flow.weight
-        turns.refile(flow)
+        request.charged_us = span_us
+        account.served += span_us * SHARE_UNIT // self._weights.get(tenant, 1)
+        if flow is not None:
+            turns.refile(flow)
 
     def settle(self, request: Request, spent_us: int) -> None:
         """It runs no more: what was charged becomes what it took. Once only, however often it is called."""
         if request.charged_us >= 0:
-            turns = self._lanes[request.priority]
-            self._add(turns, turns.flows[request.tenant], spent_us - request.charged_us)
+            self._add(self._lanes[request.priority], request.tenant, spent_us - request.charged_us)
             request.charged_us = SETTLED
 
-    @staticmethod
-    def _add(turns: LaneTurns, flow: Flow, span_us: int) -> None:
+    def _add(self, turns: LaneTurns, tenant: str, span_us: int) -> None:
         """Slot time more or less than was thought."""
-        flow.account.served = max(0, flow.account.served + span_us * SHARE_UNIT // flow.weight)
-        if flow.waiting:
+        account, flow = turns.lane.accounts[tenant], turns.flows.get(tenant)
+        account.served = max(0, account.served + span_us * SHARE_UNIT // self._weights.get(tenant, 1))
+        if flow is not None and flow.waiting:
             turns.refile(flow)
 
     def add_debt(self, request: Request, span_us: int) -> None:
         """An aborted prefill goes on in its slot, although the request is over."""
         turns = self._lanes[request.priority]
         lane, tenant = turns.lane, request.tenant
-        flow = turns.flows.get(tenant)
-        if flow is not None:
-            self._add(turns, flow, span_us)
-        elif turns.flows:
+        if tenant in lane.accounts:
+            self._add(turns, tenant, span_us)
+        elif lane.accounts:
             served = max(lane.virtual, lane.idle.pop(tenant, 0))
             turns.remember(tenant, served + span_us * SHARE_UNIT // self._weights.get(tenant, 1))
 
@@ -250,18 +253,19 @@ class Turns:
         """The request is over, whether it waited, or ran for ``spent_us``."""
         turns = self._lanes[request.priority]
         lane, tenant = turns.lane, request.tenant
-        flow = turns.flows[tenant]
         if request.phase is RequestPhase.waiting:
+            flow = turns.flows[tenant]
             turns.remove(request, flow)
             turns.refile(flow)
         elif request.charged_us >= 0:
-            self._add(turns, flow, spent_us - request.charged_us)
+            self._add(turns, tenant, spent_us - request.charged_us)
             request.charged_us = SETTLED
-        account = flow.account
+        account = lane.accounts[tenant]
         account.live -= 1
         if account.live:
             return
-        del turns.flows[tenant], lane.accounts[tenant]
+        del lane.accounts[tenant]
+        turns.flows.pop(tenant, None)
         if not lane.accounts:
             lane.idle.clear()  # everybody has had what he asked for: nobody owes anything
         elif account.served > lane.virtual:

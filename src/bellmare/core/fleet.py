@@ -436,6 +436,10 @@ class Fleet:
 
     def set_want(self, model: Model, want: Want) -> None:
         """File the model under ``want``, by the arrival of its longest waiting request."""
+        if model.want is want:
+            queue = self.queues[model.model]
+            if want is not Want.nothing and queue and queue[0][0] == model.want_seq:
+                return  # nothing has changed: mostly so
         if model.want is not Want.nothing:
             entries = self._wants(model.want)
             del entries[bisect_left(entries, (model.want_seq, model.model))]
