@@ -125,3 +125,15 @@ def surely_fits(oracle: Any, request: RequestBook) -> bool:
                 if not worker.spec.capacity_known or need <= room:
                     return True
     return False
+
+
+def passed_over(requests: dict[str, RequestBook], request: RequestBook, worker: str) -> bool:
+    """An earlier one of the same tenant, priority and name waits that could have had this very slot."""
+    asked = (request.blob, request.event.name, request.event.tenant, request.event.priority)
+    for other in requests.values():  # by arrival
+        if other is request:
+            return False
+        key = (other.blob, other.event.name, other.event.tenant, other.event.priority)
+        if other.phase == "waiting" and worker not in other.failed_on and key == asked:
+            return True
+    return False

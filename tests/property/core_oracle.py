@@ -19,6 +19,7 @@ from core_books import (
     WorkerBook,
     moving,
     must,
+    passed_over,
     surely_before,
     surely_fits,
     tried_in_vain,
@@ -355,6 +356,7 @@ class Oracle:
         must(runner.used < runner.slots, "never beyond its slots", decision, runner)
         must(decision.num_ctx == runner.num_ctx, "with the runner's own context", decision, runner)
         must(decision.model == request.blob, "to the blob that its name meant", decision)
+        must(not passed_over(self.requests, request, decision.worker), "a tenant's first comes first", decision)
         request.attempts += 1
         must(decision.attempt == request.attempts <= self.config.attempts_max, "attempts are bounded", decision)
         must(decision.queued_us == self.now - request.arrived, "the wait is told as it was", decision)
