@@ -11,7 +11,7 @@ from typing import Any
 
 from core_books import (
     LOST,
-    MIB,
+    RETRYABLE,
     SECOND,
     OperationBook,
     RequestBook,
@@ -19,6 +19,10 @@ from core_books import (
     WorkerBook,
     moving,
     must,
+    passed_over,
+    surely_before,
+    surely_fits,
+    tried_in_vain,
 )
 
 from bellmare.core import decisions as d
@@ -39,6 +43,7 @@ class Oracle:
         self.service: dict[str, int] = {}
         self.last_operation = 0
         self.failed_loads: dict[str, None] = {}
+        self.load_failed_at: dict[tuple[str, str], int] = {}
         self.met: dict[str, int] = {}
         self.ended = 0
 
@@ -249,6 +254,7 @@ class Oracle:
         else:
             runner.state, runner.since = "unloading", self.now
             self.failed_loads[decision.model] = None
+            self.load_failed_at[decision.worker, decision.model] = self.now
         worker.lost_at = self.now
         if fault in LOST:
             worker.routable = False
@@ -292,7 +298,7 @@ class Oracle:
 
     def _Reject(self, decision: d.Reject) -> None:
         request = self.requests[decision.request]
-        why, config = decision.refusal, self.config
+        why, wait, config = decision.refusal, decision.retry_after_us, self.config
         self.meet(f"Refusal.{why}")
         must(request.phase in ("new", "waiting"), "only who does not run is refused", decision, request)
         waiting = [r for r in self.requests.values() if r.phase == "waiting" and r is not request]
@@ -312,38 +318,29 @@ class Oracle:
             none_stores = not any(request.blob in {s.model for s in w.stored.values()} for w in routable)
             must(away and (request.phase == "new" or none_stores), "no_healthy_worker only if so", decision)
         elif why is d.Refusal.model_does_not_fit:
-            must(not self._surely_fits(request), "does_not_fit only if so", decision)
+            must(not surely_fits(self, request), "does_not_fit only if so", decision)
         elif why is d.Refusal.load_failed:
-            must(request.blob in self.failed_loads, "load_failed only when a load failed", decision)
+            failed = request.blob in self.failed_loads or tried_in_vain(self, request, wait)
+            must(failed, "load_failed only when a load failed", decision)
         elif why is d.Refusal.worker_failed:
             spent = request.attempts >= config.attempts_max or request.crashes >= 2
             must(spent, "worker_failed only when the attempts are spent", decision, request)
-        self._honest_wait(decision, request, len(same))
+        self._honest_wait(decision, request)
         self._end(request)
 
-    def _honest_wait(self, decision: d.Reject, request: RequestBook, waiting: int) -> None:
+    def _honest_wait(self, decision: d.Reject, request: RequestBook) -> None:
         wait = decision.retry_after_us
-        if decision.refusal not in (d.Refusal.queue_full, d.Refusal.wait_too_long, d.Refusal.no_healthy_worker):
+        foreign = decision.refusal is d.Refusal.model_does_not_fit and any(w.foreign for w in self.workers.values())
+        later = wait > 0 and (foreign or decision.refusal is d.Refusal.load_failed)
+        if decision.refusal not in RETRYABLE and not later:
             must(wait == 0, "retrying soon is pointless", decision)
             return
         must(8 * SECOND // 10 <= wait <= self.config.retry_after_max_us, "Retry-After within bounds", decision)
         ready = [w.runners[request.blob] for w in self.workers.values() if w.routable and request.blob in w.runners]
         slots = sum(runner.slots for runner in ready if runner.state == "ready")
-        if slots and request.blob in self.service and decision.refusal is not d.Refusal.no_healthy_worker:
-            predicted = waiting * self.service[request.blob] // slots
+        if slots and request.blob in self.service and decision.refusal in RETRYABLE[1:]:
+            predicted = surely_before(self.requests, request) * self.service[request.blob] // slots
             must(wait >= min(predicted, self.config.retry_after_max_us) // 2, "Retry-After is honest", decision)
-
-    def _surely_fits(self, request: RequestBook) -> bool:
-        if request.blob in self.measured:
-            return False  # booked as measured, which these books do not follow by shape
-        for worker in self.workers.values():
-            for entry in worker.stored.values():
-                if entry.model == request.blob:
-                    need = entry.weights_bytes * 108 // 100 + 512 * MIB + worker.spec.overhead_bytes
-                    room = worker.capacity - worker.spec.headroom_bytes - worker.foreign
-                    if not worker.spec.capacity_known or need <= room:
-                        return True
-        return False
 
     def _Dispatch(self, decision: d.Dispatch) -> None:
         self.meet(f"CacheState.{decision.cache}")
@@ -359,6 +356,7 @@ class Oracle:
         must(runner.used < runner.slots, "never beyond its slots", decision, runner)
         must(decision.num_ctx == runner.num_ctx, "with the runner's own context", decision, runner)
         must(decision.model == request.blob, "to the blob that its name meant", decision)
+        must(not passed_over(self.requests, request, decision.worker), "a tenant's first comes first", decision)
         request.attempts += 1
         must(decision.attempt == request.attempts <= self.config.attempts_max, "attempts are bounded", decision)
         must(decision.queued_us == self.now - request.arrived, "the wait is told as it was", decision)
@@ -424,7 +422,7 @@ class Oracle:
         runner = worker.runners[decision.model]
         must(runner.used == 0, "a busy runner is never unloaded", decision, runner)
         must(runner.state in ("draining", "unloading"), "drain before unload", decision, runner)
-        if decision.cause is d.UnloadCause.room:
+        if decision.cause in (d.UnloadCause.room, d.UnloadCause.replica):
             must(not self._pinned(worker, decision.model), "a pinned model is no victim", decision)
             must(decision.wanted_by is not None, "room is made for somebody", decision)
         runner.state, runner.since = "unloading", self.now

@@ -14,7 +14,7 @@ from core_oracle import Oracle
 
 from bellmare.core import decisions as d
 from bellmare.core import events as e
-from bellmare.core.config import CoreConfig, ModelConfig
+from bellmare.core.config import CoreConfig, ModelConfig, TenantConfig
 from bellmare.core.engine import Engine
 
 GIB = 1 << 30
@@ -23,6 +23,8 @@ TIMERS_IN_A_ROW_MAX = 200
 NAMES = ("ant", "bee", "cat", "dog", "eel", "fox", "gnu", "hen", "ibis", "jay")
 FAULTS = tuple(e.FaultKind)
 KINDS = (e.RequestKind.generation, e.RequestKind.generation, e.RequestKind.embedding, e.RequestKind.load)
+TENANTS = ("ann", "bob", "cy")
+PRIORITIES = (e.Priority.normal, e.Priority.low, e.Priority.normal, e.Priority.high)
 CONFIG = CoreConfig(
     queue_per_model_max=6,
     queue_total_max=14,
@@ -31,7 +33,10 @@ CONFIG = CoreConfig(
     load_timeout_us=60 * SECOND,
     unload_timeout_us=20 * SECOND,
     zombie_max_us=30 * SECOND,
+    drain_max_us=8 * SECOND,
+    batch_max_us=4 * SECOND,
     models={"ant": ModelConfig(pinned=True), "eel": ModelConfig(num_ctx=4096)},
+    tenants={"bob": TenantConfig(weight=3)},
 )
 SPECS = (  # capacity, headroom, overhead, parallel, runners at once, share of free memory
     (24, 1, 512, 2, 0, 100),
@@ -336,6 +341,8 @@ class World:
                 name=NAMES[name] if name < len(NAMES) else "unheard-of",
                 deadline_us=self.now + wait_s * SECOND,
                 kind=KINDS[kind % len(KINDS)],
+                tenant=TENANTS[tokens % len(TENANTS)],
+                priority=PRIORITIES[tokens % len(PRIORITIES)],
                 prompt_tokens=tokens,
             )
         )

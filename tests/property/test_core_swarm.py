@@ -17,6 +17,7 @@ from core_books import Broken
 from bellmare.core import decisions as d
 from bellmare.core import operations, queueing, reconcile
 from bellmare.core.events import FaultKind, OperationEnded, OperationOutcome
+from bellmare.core.fairness import Turns
 from bellmare.core.fleet import Fleet
 from bellmare.core.state import Request, Runner, Worker
 
@@ -121,6 +122,13 @@ def _nobody_is_served_after_the_first(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(queueing, "_serve_one", lambda *_, **__: False)
 
 
+def _the_last_of_a_tenant_is_served_first(patch: pytest.MonkeyPatch) -> None:
+    def last(turns: Turns) -> Request | None:
+        return next(reversed(list(turns.in_turn())), None)
+
+    patch.setattr(Turns, "alone", last)
+
+
 @pytest.mark.parametrize(
     ("plant", "rules"),
     [
@@ -129,6 +137,7 @@ def _nobody_is_served_after_the_first(patch: pytest.MonkeyPatch) -> None:
         (_a_stale_observation_is_believed, ("no model is loaded twice", "only to a resident model", "real memory")),
         (_a_busy_runner_may_go, ("never beyond its slots", "a busy runner is never unloaded")),
         (_nobody_is_served_after_the_first, ("nobody waits beside a free slot",)),
+        (_the_last_of_a_tenant_is_served_first, ("a tenant's first comes first",)),
     ],
 )
 def test_the_oracle_catches_a_planted_bug(

@@ -206,7 +206,7 @@ class Demo:
             told=[msgspec.structs.replace(told) for told in self._chronicle.told],
             traffic=self.traffic.report(),
             loads=self.count("load_demand", "load_replica", "load_operator"),
-            evictions=self.count("unload_room"),
+            evictions=self.count("unload_room", "unload_replica"),
             refused=self.count("refused_"),
             own=self.own,
         )
@@ -230,7 +230,7 @@ class Demo:
             output_tokens=traffic.output_tokens,
             loads=self.count("load_demand", "load_replica", "load_operator"),
             loads_failed=loads_failed,
-            evictions=self.count("unload_room"),
+            evictions=self.count("unload_room", "unload_replica"),
             own=self.own,
             problems=[*traffic.problems, *notes],
             event_log=event_log,

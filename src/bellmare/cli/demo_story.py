@@ -96,6 +96,8 @@ class Chronicle:
         return f"{who} for it" if decision.cause is LoadCause.demand else f"{decision.cause} asked for it"
 
     def _why_unload(self, decision: Unload) -> str:
+        if decision.cause is UnloadCause.replica:
+            return f"second copy, its room is for {self._name(decision.wanted_by)}"
         if decision.cause is UnloadCause.room:
             return f"room for {self._name(decision.wanted_by)}"
         return str(decision.cause).replace("_", " ")

@@ -6,11 +6,14 @@ from bellmare.core.events import RequestArrived
 from bellmare.core.fleet import Fleet
 from bellmare.core.placement import could_ever_fit
 from bellmare.core.queueing import dispatch, enqueue, reject
+from bellmare.core.retries import earliest_retry_us
 from bellmare.core.state import Model, Request
 from bellmare.core.units import SECOND_US, SpanUs
 
 NO_WORKER_RETRY_US = 5 * SECOND_US
 """When a worker will be back is not known; this is about two observations."""
+FOREIGN_RETRY_US = 30 * SECOND_US
+"""When somebody else's memory will be free is not known either; mostly it is another program's work, not a blink."""
 
 
 def admit(fleet: Fleet, event: RequestArrived) -> None:
@@ -31,6 +34,7 @@ def admit(fleet: Fleet, event: RequestArrived) -> None:
         deadline_us=event.deadline_us,
         arrived_us=fleet.now_us,
         seq=state.next_seq,
+        priority=event.priority,
         cache=CacheState.hit,
     )
     state.next_seq += 1
@@ -78,9 +82,13 @@ def _refusal(fleet: Fleet, model: Model, request: Request) -> tuple[Refusal, int
         return Refusal.no_healthy_worker, NO_WORKER_RETRY_US
     if request.deadline_us <= fleet.now_us:
         return Refusal.deadline_passed, 0
-    if request.cache is CacheState.cold and not model.copies and not _fits_somewhere(fleet, model):
-        return Refusal.model_does_not_fit, 0
-    predicted_us = max(1, predicted_wait_us(fleet, model))  # zero would say that retrying is pointless
+    if request.cache is CacheState.cold:
+        refusal = _cannot_load(fleet, model, request)
+        if refusal is not None:
+            return refusal
+    turns = fleet.turns[model.model]
+    ahead = turns.before_newcomer(request.tenant, request.priority) if model.waiting else 0
+    predicted_us = max(1, predicted_wait_us(fleet, model, ahead=ahead))  # zero would say that retrying is pointless
     if fleet.state.waiting >= fleet.config.queue_total_max or model.waiting >= fleet.config.queue_per_model_max:
         return Refusal.queue_full, predicted_us
     if model.waiting and predicted_us > fleet.config.queue_wait_max_us:
@@ -90,7 +98,21 @@ def _refusal(fleet: Fleet, model: Model, request: Request) -> tuple[Refusal, int
     return None
 
 
-def _fits_somewhere(fleet: Fleet, model: Model) -> bool:
+def _cannot_load(fleet: Fleet, model: Model, request: Request) -> tuple[Refusal, int] | None:
+    """Why a copy cannot come in time: no memory is large enough, or every worker's last load of it failed."""
+    if not model.copies and not _fits_somewhere(fleet, model, foreign_gone=False):
+        later = _fits_somewhere(fleet, model, foreign_gone=True)
+        return Refusal.model_does_not_fit, FOREIGN_RETRY_US if later else 0
+    retry_us = earliest_retry_us(fleet, model) if model.backoff_us > fleet.now_us else None
+    if retry_us is not None and retry_us >= request.deadline_us:
+        return Refusal.load_failed, retry_us - fleet.now_us
+    return None
+
+
+def _fits_somewhere(fleet: Fleet, model: Model, *, foreign_gone: bool) -> bool:
     num_ctx = canonical_num_ctx(fleet, model)
-    workers = (fleet.state.workers[worker] for worker in model.holders)
-    return any(could_ever_fit(worker, model, need_bytes(worker, model, num_ctx)) for worker in workers)
+    for worker_id in model.holders:
+        worker = fleet.state.workers[worker_id]
+        if could_ever_fit(worker, model, need_bytes(worker, model, num_ctx), foreign_gone=foreign_gone):
+            return True
+    return False

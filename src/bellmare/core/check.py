@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from bellmare.core.fleet import Fleet
 from bellmare.core.residency import Residency
-from bellmare.core.state import OperationKind, RequestPhase, Runner, Want, Worker
+from bellmare.core.state import OperationKind, Request, RequestPhase, Runner, Want, Worker
 
 
 def check(fleet: Fleet) -> list[str]:
@@ -65,13 +65,17 @@ def _requests(fleet: Fleet) -> Iterator[str]:
 
 def _models(fleet: Fleet) -> Iterator[str]:
     """No request waits while a slot that may serve it is free; nobody is forgotten."""
+    live: dict[str, list[Request]] = {model: [] for model in fleet.state.models}
+    for request in fleet.state.requests.values():
+        live[request.model].append(request)
     for model in fleet.state.models.values():
         head = fleet.head(model)
         healthy = [w for w in model.holders if fleet.state.workers[w].healthy]
         if len(healthy) != model.healthy_holders:
             yield f"{model.model}: counts {model.healthy_holders} healthy holders, has {len(healthy)}"
-        if fleet.live[model.model] != sum(1 for r in fleet.state.requests.values() if r.model == model.model):
+        if fleet.live[model.model] != len(live[model.model]):
             yield f"{model.model}: counts {fleet.live[model.model]} requests"
+        yield from fleet.turns[model.model].problems(live[model.model])
         if fleet.unused(model):
             yield f"{model.model}: is kept although nothing refers to it"
         if head is None:
@@ -94,7 +98,7 @@ def _indexes(fleet: Fleet) -> Iterator[str]:
         if runner.residency is Residency.resident and worker.healthy and runner.used < runner.slots
     }
     listed = {(model, index) for model, entries in fleet.open.items() for _, index in entries}
-    for index in (fleet.queues, fleet.open, fleet.ready_slots, fleet.loading, fleet.live):
+    for index in (fleet.queues, fleet.turns, fleet.open, fleet.ready_slots, fleet.loading, fleet.live):
         if index.keys() != fleet.state.models.keys():
             yield f"models are listed wrongly: {sorted(index.keys() ^ fleet.state.models.keys())[:3]}"
     if open_now != listed:

@@ -14,6 +14,13 @@ class ModelConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """Loaded at start and never a victim."""
 
 
+class TenantConfig(msgspec.Struct, frozen=True, omit_defaults=True):
+    """What an operator says about one tenant."""
+
+    weight: int = 1
+    """Its share of slot time among those that wait, from 1 to 100."""
+
+
 class CoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """All limits of the core. Each is met by a test."""
 
@@ -32,6 +39,11 @@ class CoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """Dispatches per request, all before the first byte."""
     drain_after_us: SpanUs = SpanUs(5 * SECOND_US)
     """A miss waits so long for an idle victim before a busy one is drained (policy findings: 5 s)."""
+    drain_max_us: SpanUs = SpanUs(30 * SECOND_US)
+    """A busy victim holds its worker's loader at most so long, doubled with each drain given up for the same model:
+    then another victim is looked for. Ten times a usual answer, so that only an unusual one gives up a drain."""
+    batch_max_us: SpanUs = SpanUs(15 * SECOND_US)
+    """A model loaded for waiting requests is not drained before they were served, but at most so long."""
     suspicion_us: SpanUs = SpanUs(2 * SECOND_US)
     """A request that arrives so soon after its last worker was lost waits with the others: mostly it comes back."""
     worker_lost_grace_us: SpanUs = SpanUs(10 * SECOND_US)
@@ -55,3 +67,4 @@ class CoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     ahead: bool = True
     """Loads and makes room ahead of demand, by forecast and hints."""
     models: dict[str, ModelConfig] = {}
+    tenants: dict[str, TenantConfig] = {}

@@ -52,7 +52,7 @@ def estimate_bytes(model: Model, num_ctx: int, slots: int) -> int:
 def need_bytes(worker: Worker, model: Model, num_ctx: int) -> Bytes:
     """What a runner of ``model`` with ``num_ctx`` per slot will take on ``worker``: measured if known."""
     slots = slots_of(worker, model)
-    measured = model.measured_bytes.get(shape_key(worker, num_ctx, slots))
+    measured = model.measured_bytes.get(shape_key(worker, num_ctx, slots)) if model.measured_bytes else None
     if measured is not None:
         return Bytes(measured + worker.unshown_bytes)
     return Bytes(estimate_bytes(model, num_ctx, slots) + worker.overhead_bytes)
@@ -134,18 +134,23 @@ def prefill_left_us(worker: Worker, *, prompt_tokens: int, spent_us: int) -> int
     return max(0, prompt_tokens * SECOND_US // rate - spent_us)
 
 
-def predicted_wait_us(fleet: Fleet, model: Model) -> SpanUs:
-    """How long one more request would wait: its turn over the slots, and the load if nothing is ready."""
+def predicted_wait_us(fleet: Fleet, model: Model, *, ahead: int | None = None) -> SpanUs:
+    """How long a request would wait that so many go before: its turn over the slots, and the load if nothing is ready.
+
+    Without ``ahead`` it is the whole queue's length in time.
+    """
     slots = fleet.ready_slots[model.model]
+    if ahead is None:
+        ahead = model.waiting
     if slots:
-        return SpanUs(model.waiting * service_estimate_us(fleet, model) // slots)
+        return SpanUs(ahead * service_estimate_us(fleet, model) // slots)
     loading_us = 0
     if fleet.loading[model.model]:
         for _, runner in fleet.copies(model):
             if runner.residency is Residency.loading:
                 slots += runner.slots
                 loading_us = max(loading_us, _left_us(runner, fleet.now_us))
-    turn_us = model.waiting * service_estimate_us(fleet, model) // max(1, slots)
+    turn_us = ahead * service_estimate_us(fleet, model) // max(1, slots)
     if not slots:
         loading_us = model.load_us or SPAWN_US + model.stored.weights_bytes * SECOND_US // LOAD_BYTES_PER_S
         if model.blocked_us and model.want == "blocked":

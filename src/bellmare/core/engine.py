@@ -22,7 +22,7 @@ from bellmare.core import (
 )
 from bellmare.core.check import check
 from bellmare.core.config import CoreConfig
-from bellmare.core.costs import average, lower_least
+from bellmare.core.costs import average, lower_least, predicted_wait_us, service_estimate_us
 from bellmare.core.decisions import Decision, Refusal
 from bellmare.core.events import (
     DispatchFailed,
@@ -129,6 +129,20 @@ class Engine:
         """What was decided about a request, a model (by name or blob) or a worker, oldest first, in plain words."""
         model = self.fleet.resolve(subject)
         return self.story.about(subject, model.model if model is not None else None, now_us=self.fleet.now_us)
+
+    def position(self, request_id: RequestId) -> tuple[int, SpanUs] | None:
+        """Whose turn a waiting request is (1: the next) and in about what time it will run; None if it does not wait.
+
+        An estimate, at equal cost of all; it may rise when others come that go first. Changes nothing.
+        """
+        request = self.fleet.state.requests.get(request_id)
+        if request is None or request.phase is not RequestPhase.waiting:
+            return None
+        model = self.fleet.state.models[request.model]
+        service_us = service_estimate_us(self.fleet, model)
+        ahead = self.fleet.turns[model.model].before(request, service_us=service_us)
+        turns = ahead + (self.fleet.ready_slots[model.model] > 0)  # a slot that is ready is not free yet
+        return ahead + 1, predicted_wait_us(self.fleet, model, ahead=turns)
 
     def snapshot(self) -> bytes:
         """The whole state, from which :meth:`restore` goes on with the same decisions."""

@@ -12,6 +12,7 @@ from zlib import crc32
 
 from bellmare.core.config import CoreConfig, ModelConfig
 from bellmare.core.decisions import Decision
+from bellmare.core.fairness import Turns
 from bellmare.core.residency import Cue, Residency, after
 from bellmare.core.state import Model, Placement, Request, RequestPhase, Runner, State, Want, Worker
 from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, WorkerId
@@ -64,8 +65,8 @@ class Fleet:
         "dirty_models",
         "dirty_workers",
         "live",
-        "look_ahead",
         "loading",
+        "look_ahead",
         "now_us",
         "open",
         "out",
@@ -74,6 +75,8 @@ class Fleet:
         "ready_slots",
         "room",
         "state",
+        "turns",
+        "weights",
     )  # fmt: skip
 
     def __init__(self, config: CoreConfig, state: State) -> None:
@@ -83,6 +86,9 @@ class Fleet:
         self.out: list[Decision] = []
         self.queues: dict[ModelId, list[tuple[int, Request]]] = {}
         """Waiting requests by order of arrival. Who leaves is taken out at once, so that the queue is bounded too."""
+        self.turns: dict[ModelId, Turns] = {}
+        """The same requests by whose turn it is."""
+        self.weights = {name: tenant.weight for name, tenant in config.tenants.items()}
         self.open: dict[ModelId, list[tuple[int, int]]] = {}
         """Ready runners with a free slot: (load in per mille, worker index), least loaded first."""
         self.ready_slots: dict[ModelId, int] = {}
@@ -120,6 +126,7 @@ class Fleet:
         waiting = [r for r in self.state.requests.values() if r.phase is RequestPhase.waiting]
         for request in sorted(waiting, key=lambda r: r.seq):
             self.queues[request.model].append((request.seq, request))
+            self.turns[request.model].file(request)
         self.rebind()
         for worker in self.state.workers.values():
             for runner in worker.runners.values():
@@ -186,6 +193,7 @@ class Fleet:
     def know(self, model: Model) -> None:
         """A blob never seen before gets its queue and its list of free runners."""
         self.queues[model.model] = []
+        self.turns[model.model] = Turns(model, self.weights)
         self.open[model.model] = []
         self.ready_slots[model.model] = 0
         self.loading[model.model] = 0
@@ -202,7 +210,7 @@ class Fleet:
             self.state.asked.remove(model_id)
             del self.state.recent[model_id]
         self.state.foreseen.pop(model_id, None)
-        for index in (self.queues, self.open, self.ready_slots, self.loading, self.live):
+        for index in (self.queues, self.turns, self.open, self.ready_slots, self.loading, self.live):
             del index[model_id]
         self._preference.pop(model_id, None)
         self.dirty_models.pop(model_id, None)
@@ -332,12 +340,14 @@ class Fleet:
     def add_request(self, request: Request) -> None:
         self.state.requests[request.request] = request
         self.live[request.model] += 1
+        self.turns[request.model].began(request)
 
     def drop_request(self, request_id: RequestId) -> Request | None:
         """Forget a request, which may have been the last thing that kept its model known."""
         request = self.state.requests.pop(request_id, None)
         if request is not None:
             self.live[request.model] -= 1
+            self.turns[request.model].ended(request, self.now_us - request.dispatched_us)
             self.doubt(request.model)
         return request
 
@@ -440,6 +450,10 @@ class Fleet:
 
     def set_want(self, model: Model, want: Want) -> None:
         """File the model under ``want``, by the arrival of its longest waiting request."""
+        if model.want is want:
+            queue = self.queues[model.model]
+            if want is not Want.nothing and queue and queue[0][0] == model.want_seq:
+                return  # nothing has changed: mostly so
         if model.want is not Want.nothing:
             entries = self._wants(model.want)
             del entries[bisect_left(entries, (model.want_seq, model.model))]

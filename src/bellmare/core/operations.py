@@ -9,6 +9,7 @@ from bellmare.core.placement import barred, could_ever_fit
 from bellmare.core.queueing import reject_waiting
 from bellmare.core.residency import Cue, Residency
 from bellmare.core.scheduler import ask_to_leave
+from bellmare.core.starvation import begin_batch
 from bellmare.core.state import Model, Operation, OperationKind, Runner, Worker
 from bellmare.core.units import InstantUs, OperationId, SpanUs
 
@@ -90,6 +91,7 @@ def _load_done(fleet: Fleet, worker: Worker, runner: Runner, *, end: tuple[Opera
     model.failures = 0
     worker.backoff.pop(model.model, None)
     fleet.count(f"load_{operation.load_cause}")
+    begin_batch(fleet, worker, runner)
     fleet.move(worker, runner, Cue.loaded)
     fleet.set_timer(fleet.evictable_us(runner), Timer.look_again, worker.worker)
 
@@ -109,6 +111,7 @@ def _load_broke(fleet: Fleet, worker: Worker, runner: Runner, *, end: tuple[Mode
     tries = worker.backoff.get(model.model, (0, InstantUs(0)))[0] + 1
     span_us = min(fleet.config.load_backoff_us << min(tries - 1, 20), fleet.config.load_backoff_max_us)
     worker.backoff[model.model] = (tries, InstantUs(fleet.now_us + span_us))
+    model.backoff_us = max(model.backoff_us, InstantUs(fleet.now_us + span_us))
     fleet.set_timer(fleet.now_us + span_us, Timer.look_again, worker.worker)
     model.failures += 1
     if model.failures >= fleet.config.load_failures_max or not _another_place(fleet, model):

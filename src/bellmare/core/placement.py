@@ -13,14 +13,17 @@ from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes,
 from bellmare.core.eviction import EvictionPolicy
 from bellmare.core.fleet import Fleet
 from bellmare.core.residency import Residency
+from bellmare.core.starvation import may_be_drained
 from bellmare.core.state import Model, Runner, Worker
-from bellmare.core.units import SECOND_US, SpanUs
+from bellmare.core.units import SECOND_US, Bytes, SpanUs
 from bellmare.core.victims import Claim, cheapest, fits, prefix
 
 FITS_WEIGHED_MAX = 8
 """Workers with enough free memory that are weighed per placement."""
 WEIGHED_MAX = 16
 """Workers weighed per placement in all; a fleet of up to so many is searched completely."""
+CROWDED_PERCENT = 125
+"""A worker with more than so much of the mean of requests in flight is passed over among equal plans."""
 WALKED_MAX = 64
 """Workers looked at along the model's order; the rest is found when one of them becomes free."""
 
@@ -34,17 +37,24 @@ class Plan(NamedTuple):
     """By the policy; one that prices in seconds counts the unloads and the load itself, too."""
     load_us: SpanUs
     crowd: int
-    """Requests in flight on the worker."""
+    """1 if the worker has more than its share of all requests in flight, else 0: bounded-load rendezvous hashing."""
+    capacity_bytes: Bytes
+    """Of equal places the smallest GPU: only a large one takes a large model."""
     order: int
     worker: Worker
     victims: list[Runner]
     claim: Claim
     num_ctx: int
+    lost: float
+    """What the victims' going costs by the policy alone."""
 
 
-def could_ever_fit(worker: Worker, model: Model, need: int) -> bool:
-    """Whether the worker, emptied, could hold it. A guessed capacity never says no: only a measurement may."""
-    room = worker.capacity_bytes - worker.headroom_bytes - worker.foreign_bytes
+def could_ever_fit(worker: Worker, model: Model, need: int, *, foreign_gone: bool = False) -> bool:
+    """Whether the worker, emptied, could hold it, beside foreign memory or once that is gone.
+
+    A guessed capacity never says no: only a measurement may.
+    """
+    room = worker.capacity_bytes - worker.headroom_bytes - (0 if foreign_gone else worker.foreign_bytes)
     return need <= room or not worker.capacity_known
 
 
@@ -72,24 +82,43 @@ def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, model: Mode
             return None
     assert victims is not None
     load_us = load_estimate_us(worker, model)
+    lost = _lost(fleet, policy, victims)
     return Plan(
         busy=sum(1 for runner in victims if runner.used),
-        loss=_cost(fleet, policy, worker, victims=victims, load_us=load_us),
+        loss=lost + _work_s(worker, victims, load_us) if policy.prices else lost,
         load_us=load_us,
-        crowd=sum(len(runner.in_flight) for runner in worker.runners.values()),
+        crowd=_crowd(fleet, worker),
+        capacity_bytes=worker.capacity_bytes,
         order=crc32(f"{model.model}|{worker.worker}".encode()),
         worker=worker,
         victims=victims,
         claim=claim,
         num_ctx=num_ctx,
+        lost=lost,
     )
 
 
-def _cost(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, victims: list[Runner], load_us: SpanUs) -> float:
-    loss = policy.loss(fleet, victims) if victims else 0.0
-    if policy.prices:
-        loss += (len(victims) * unload_estimate_us(worker) + load_us) / SECOND_US
-    return loss
+def _lost(fleet: Fleet, policy: EvictionPolicy, victims: list[Runner]) -> float:
+    """What the victims' going costs; a copy that its model does not need costs nothing."""
+    missed = [runner for runner in victims if not is_spare(fleet, runner)]
+    return policy.loss(fleet, missed) if missed else 0.0
+
+
+def _work_s(worker: Worker, victims: list[Runner], load_us: SpanUs) -> float:
+    return (len(victims) * unload_estimate_us(worker) + load_us) / SECOND_US
+
+
+def _crowd(fleet: Fleet, worker: Worker) -> int:
+    running = len(fleet.state.requests) - fleet.state.waiting
+    here = sum(len(runner.in_flight) for runner in worker.runners.values())
+    return int(here * 100 * len(fleet.state.workers) > CROWDED_PERCENT * (running + 1))
+
+
+def is_spare(fleet: Fleet, runner: Runner) -> bool:
+    """Whether it is an idle copy beside others of which one has a free slot, unused for as long as its load took."""
+    if runner.used or len(fleet.open[runner.model]) < 2 or runner.residency is not Residency.resident:
+        return False
+    return runner.used_us + runner.load_us <= fleet.now_us
 
 
 def _victims(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, claim: Claim, drain: bool) -> list[Runner] | None:
@@ -102,7 +131,10 @@ def _victims(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, claim: Cla
         chosen = cheapest(fleet, policy, worker, claim=claim, idle=idle)
         if chosen is not None or not busy:
             return chosen
-    return prefix(worker, claim, policy.rank(fleet, idle) + policy.rank(fleet, busy))
+    spare = [runner for runner in idle if is_spare(fleet, runner)]
+    if spare:
+        idle = [runner for runner in idle if not is_spare(fleet, runner)]
+    return prefix(worker, claim, policy.rank(fleet, spare) + policy.rank(fleet, idle) + policy.rank(fleet, busy))
 
 
 def victims_on(fleet: Fleet, worker: Worker, *, drain: bool) -> tuple[list[Runner], list[Runner]]:
@@ -116,7 +148,7 @@ def victims_on(fleet: Fleet, worker: Worker, *, drain: bool) -> tuple[list[Runne
     for runner in worker.runners.values():
         if runner.residency is not Residency.resident or (runner.used and not drain):
             continue
-        stayed = fleet.evictable_us(runner) <= fleet.now_us
+        stayed = fleet.evictable_us(runner) <= fleet.now_us and (not runner.used or may_be_drained(fleet, runner))
         if (stayed or (drain and not runner.used)) and evictable(fleet, worker, runner):
             (busy if runner.used else idle).append(runner)
     return idle, busy
@@ -143,7 +175,7 @@ def choose(fleet: Fleet, policy: EvictionPolicy, model: Model, *, drain: bool) -
     best: Plan | None = None
     for worker in _candidates(fleet, model):
         plan = plan_on(fleet, policy, worker, model=model, drain=drain)
-        if plan is not None and (best is None or plan[:5] < best[:5]):
+        if plan is not None and (best is None or plan[:6] < best[:6]):
             best = plan
     return best
 

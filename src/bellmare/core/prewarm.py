@@ -185,11 +185,10 @@ def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model, *, worker: Worker 
     if plan is None:
         return None
     left_us = plan.worker.left.get(model.model, InstantUs(-1))
-    if 0 <= left_us and fleet.now_us - left_us < THRASH * plan.load_us and not model.demand.hints:
+    if left_us >= 0 and fleet.now_us - left_us < THRASH * plan.load_us and not model.demand.hints:
         return None
     unload_s = unload_estimate_us(plan.worker) / SECOND_US
-    loss = plan.loss - plan.load_us / SECOND_US - len(plan.victims) * unload_s
-    gain -= (1 + THETA) * loss + unload_s * (1 - soon)
+    gain -= (1 + THETA) * plan.lost + unload_s * (1 - soon)
     cause = LoadCause.hint if model.demand.hints else LoadCause.prewarm
     return Ahead(gain, model, plan, cause) if gain > 0 else None
 

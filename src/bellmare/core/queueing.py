@@ -1,17 +1,20 @@
-"""The queue of each model: in, out, and back in at its old place. First come first served, by order of arrival."""
+"""The queue of each model: in, out, and back in at its old place. Whose turn it is, ``fairness`` says."""
 
 from bisect import bisect_left, insort
 from zlib import crc32
 
-from bellmare.core.costs import prefill_left_us
+from bellmare.core.costs import prefill_left_us, service_estimate_us
 from bellmare.core.decisions import Dispatch, Refusal, Reject
 from bellmare.core.events import RequestKind
 from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.starvation import batch_goes_on
 from bellmare.core.state import Model, Request, RequestPhase, Runner, Worker
 from bellmare.core.units import SECOND_US, InstantUs, SpanUs
 
 RETRY_AFTER_MIN_US = SECOND_US
 JITTER_PERCENT = 20
+GAPS_TO_A_TURN = 2
+"""A request whose deadline comes before so many slots are expected to be free is lost if it is passed over now."""
 
 
 def enqueue(fleet: Fleet, request: Request) -> None:
@@ -19,7 +22,9 @@ def enqueue(fleet: Fleet, request: Request) -> None:
     model = fleet.state.models[request.model]
     request.phase = RequestPhase.waiting
     request.worker = None
-    insort(fleet.queues[request.model], (request.seq, request))
+    entry = (request.seq, request)
+    insort(fleet.queues[request.model], entry)
+    fleet.turns[request.model].joined(request, entry)
     fleet.set_timer(request.deadline_us, Timer.request, request.request)
     if not model.healthy_holders:
         grace_us = fleet.config.worker_lost_grace_us
@@ -46,11 +51,14 @@ def dispatch(fleet: Fleet, request: Request, worker: Worker, *, runner: Runner) 
     request.dispatched_us = now_us
     request.first_token_us = InstantUs(-1)
     request.attempts += 1
+    fleet.turns[request.model].charge(request, service_estimate_us(fleet, fleet.state.models[request.model]))
     runner.in_flight[request.request] = None
     runner.used_us = now_us
     if runner.untried:
         runner.untried = False
         fleet.state.forecast.useful += 1.0
+    if runner.batch_seq:
+        batch_goes_on(fleet, worker, runner)
     fleet.refresh_open(worker, runner)
     fleet.decide(
         Dispatch(
@@ -67,12 +75,15 @@ def dispatch(fleet: Fleet, request: Request, worker: Worker, *, runner: Runner) 
 
 
 def serve(fleet: Fleet, model: Model) -> None:
-    """Hand waiting requests to free slots, the longest waiting first, the least loaded runner first."""
-    while fleet.open[model.model]:
-        head = fleet.head(model)
-        if head is None:
-            return
-        if not (_serve_one(fleet, head) or _serve_other(fleet, model)):
+    """Hand waiting requests to free slots, each to the least loaded runner."""
+    turns = fleet.turns[model.model]
+    while model.waiting and fleet.open[model.model]:
+        first = turns.alone()
+        if first is None:
+            service_us = service_estimate_us(fleet, model)
+            gap_us = GAPS_TO_A_TURN * service_us // max(1, fleet.ready_slots[model.model])
+            first = turns.first(fleet.now_us, gap_us=gap_us, service_us=service_us)
+        if first is None or not (_serve_one(fleet, first) or _serve_other(fleet, model)):
             return
 
 
@@ -81,15 +92,16 @@ def _serve_one(fleet: Fleet, request: Request) -> bool:
         worker = fleet.at(index)
         if fleet.acceptable(worker, request):
             leave_queue(fleet, request)
+            fleet.turns[request.model].left(request)
             dispatch(fleet, request, worker, runner=worker.runners[request.model])
             return True
     return False
 
 
 def _serve_other(fleet: Fleet, model: Model) -> bool:
-    """The head may not run where slots are free (another name, or it failed there): the next ones may."""
+    """Whose turn it is may not run where slots are free (another name, or it failed there): the next ones may."""
     refused: dict[str, None] = {}
-    for _, request in fleet.queues[model.model]:
+    for request in fleet.turns[model.model].in_turn():
         if request.name in refused and not request.excluded:
             continue
         if _serve_one(fleet, request):
@@ -101,6 +113,8 @@ def _serve_other(fleet: Fleet, model: Model) -> bool:
 
 def free_slot(fleet: Fleet, request: Request, *, aborted: bool) -> None:
     """Take back the slot of a running request. Aborted before its first token, it leaves a zombie (ollama.md 2.4)."""
+    if request.charged_us >= 0:
+        fleet.turns[request.model].settle(request, fleet.now_us - request.dispatched_us)
     place = fleet.runner_of(request)
     if place is None:
         return
@@ -113,6 +127,7 @@ def free_slot(fleet: Fleet, request: Request, *, aborted: bool) -> None:
         left_us = min(left_us, fleet.config.zombie_max_us)
         if left_us:
             fleet.count("zombie")
+            fleet.turns[request.model].add_debt(request, left_us)
             leave_zombie(fleet, worker, runner, span_us=left_us)
     fleet.refresh_open(worker, runner)
     fleet.touch(runner.model)

@@ -7,12 +7,15 @@ its worker's loader, never the slots of runners that stay.
 from typing import Any
 
 from bellmare.core import forecast, prewarm, queueing
-from bellmare.core.costs import load_estimate_us, predicted_wait_us, slots_of, unload_estimate_us
+from bellmare.core.costs import load_estimate_us, slots_of, unload_estimate_us
 from bellmare.core.decisions import Drain, Load, LoadCause, Undrain, Unload, UnloadCause
 from bellmare.core.eviction import EvictionPolicy
 from bellmare.core.fleet import Fleet, Timer
-from bellmare.core.placement import Plan, choose, choose_free, evictable, plan_on, room_at_most
+from bellmare.core.placement import Plan, choose, evictable, is_spare, plan_on, room_at_most
+from bellmare.core.replicas import worth_a_copy
 from bellmare.core.residency import Cue, Residency
+from bellmare.core.retries import refuse_hopeless
+from bellmare.core.starvation import lasts_too_long, watch_drain
 from bellmare.core.state import Model, Operation, OperationKind, Placement, Request, Runner, Want, Worker
 from bellmare.core.units import SECOND_US, Bytes, InstantUs, ModelId, OperationId, SpanUs
 from bellmare.core.victims import Claim, fits
@@ -85,6 +88,8 @@ def _reassess(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
         worker = fleet.state.workers[worker_id]
         if worker.placement is not None and not _still_wanted(fleet, model, worker.placement):
             cancel_placement(fleet, worker)
+    if model.waiting and model.backoff_us > fleet.now_us:
+        refuse_hopeless(fleet, model)
     wanted = model.waiting > 0 or fleet.model_config(model).pinned
     if not wanted or not model.healthy_holders:
         fleet.set_want(model, Want.nothing)
@@ -114,22 +119,10 @@ def _has_supply(fleet: Fleet, model: Model) -> bool:
     return False
 
 
-def _loads_somewhere(fleet: Fleet, model: Model) -> bool:
-    """Whether a load is under way that can be counted on; the index spares the look at all copies."""
-    return bool(fleet.loading[model.model]) and any(
-        worker.healthy and runner.residency is Residency.loading for worker, runner in fleet.copies(model)
-    )
-
-
 def _consider_replica(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
-    """One more copy where it costs nobody anything, when the queue will outlast a load."""
-    if not fleet.room or model.placements or model.waiting < 2 or _loads_somewhere(fleet, model):
-        return
-    wait_us = predicted_wait_us(fleet, model)
-    if wait_us <= 2 * model.load_us:
-        return
-    plan = choose_free(fleet, policy, model)
-    if plan is not None and wait_us > 2 * plan.load_us:
+    """One more copy where it saves more waiting than it costs anybody."""
+    plan = worth_a_copy(fleet, policy, model)
+    if plan is not None:
         start(fleet, policy, model, plan=plan, cause=LoadCause.replica)
 
 
@@ -181,15 +174,21 @@ def start(fleet: Fleet, policy: EvictionPolicy, model: Model, *, plan: Plan, cau
         predicted_bytes=plan.claim.predicted_bytes,
         victims=[victim.model for victim in plan.victims],
         started_us=fleet.now_us,
+        spares=[victim.model for victim in plan.victims if is_spare(fleet, victim)],
     )
     fleet.set_placement(worker, placement)
+    watch_drain(fleet, worker, placement)
     if cause is LoadCause.demand:
         forecast.note_miss(fleet, plan.claim.need_bytes)
     for victim in plan.victims:
         loss = policy.loss(fleet, [victim]) if policy.prices else 0.0
         forecast.note_victim(fleet, fleet.now_us - victim.used_us, loss=loss, size=victim.bytes)
-        _drain(fleet, worker, victim, cause=UnloadCause.room, wanted_by=model.model)
+        _drain(fleet, worker, victim, cause=_why_gone(placement, victim), wanted_by=model.model)
     advance(fleet, policy, worker)
+
+
+def _why_gone(placement: Placement, victim: Runner) -> UnloadCause:
+    return UnloadCause.replica if victim.model in placement.spares else UnloadCause.room
 
 
 def _drain(fleet: Fleet, worker: Worker, runner: Runner, *, cause: UnloadCause, wanted_by: ModelId | None) -> None:
@@ -279,14 +278,17 @@ def _unload_victim(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
             cancel_placement(fleet, worker)
             return False
         if runner.residency is Residency.resident:  # an unload that broke, or a runner seen again
-            _drain(fleet, worker, runner, cause=UnloadCause.room, wanted_by=placement.model)
+            _drain(fleet, worker, runner, cause=_why_gone(placement, runner), wanted_by=placement.model)
         pinned = fleet.model_config(fleet.state.models[victim]).pinned  # a pinned name may have moved to it since
         if pinned or fleet.name_on(worker, victim, prefer=runner.name) is None:
             cancel_placement(fleet, worker)
             return False
         if not runner.used:  # draining, or an unload that broke and is not over yet
-            unload(fleet, worker, runner, cause=UnloadCause.room, wanted_by=placement.model)
+            unload(fleet, worker, runner, cause=_why_gone(placement, runner), wanted_by=placement.model)
             return True
+    if lasts_too_long(fleet, worker, placement):
+        cancel_placement(fleet, worker)
+        return False
     return True
 
 

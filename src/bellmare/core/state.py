@@ -9,7 +9,7 @@ from enum import StrEnum
 import msgspec
 
 from bellmare.core.decisions import CacheState, LoadCause, UnloadCause
-from bellmare.core.events import HintSource, RequestKind, StoredModel, WorkerKind
+from bellmare.core.events import HintSource, Priority, RequestKind, StoredModel, WorkerKind
 from bellmare.core.residency import Residency
 from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
 
@@ -43,6 +43,10 @@ class Runner(msgspec.Struct):
     unload_tries: int = 0
     untried: bool = False
     """Loaded ahead of demand, and nobody has asked for it since."""
+    batch_seq: int = 0
+    """Requests with a lower number waited when it was loaded: they are served before it may be drained; 0: none."""
+    spared_us: InstantUs = InstantUs(0)
+    """Not drained while busy before this instant: a drain of it was given up."""
     granted_num_ctx: int = 0
     """The context that our own load brought; less than was asked is the worker's limit, not a wrong shape."""
 
@@ -84,6 +88,8 @@ class Placement(msgspec.Struct):
     """What Ollama's own fit test will be about."""
     victims: list[ModelId]
     started_us: InstantUs
+    spares: list[ModelId] = []
+    """Those of ``victims`` that are one copy more than their model needs."""
 
 
 class Worker(msgspec.Struct):
@@ -269,6 +275,27 @@ class Forecast(msgspec.Struct):
     """Loader time given to loads ahead of demand, decayed over an hour."""
 
 
+class Account(msgspec.Struct):
+    """What one tenant has had of one model in one lane. There is one while it has a request there."""
+
+    served: int
+    """Virtual time: slot time over weight (``fairness.SHARE_UNIT``); comparable within the lane only."""
+    live: int = 0
+    """Its requests that wait or run."""
+
+
+class Lane(msgspec.Struct):
+    """Requests of one priority for one model, and how they have been served."""
+
+    virtual: int = 0
+    """Where the lane stands: what the tenant served last had had before. Never falls."""
+    passed: int = 0
+    """Turns in a row that higher lanes got while somebody waited in this one."""
+    accounts: dict[str, Account] = {}
+    idle: dict[str, int] = {}
+    """Tenants without a request that had more than their share, the one idle longest first: ``Account.served``."""
+
+
 class Model(msgspec.Struct):
     """One blob, whatever its names."""
 
@@ -290,6 +317,13 @@ class Model(msgspec.Struct):
     """The name, and the workers excluded, for which a place was last looked for: others may be served elsewhere."""
     blocked_us: InstantUs = InstantUs(0)
     may_drain: bool = False
+    drain_tries: int = 0
+    """Drains for it that were given up since it was last loaded."""
+    replica_after_us: InstantUs = InstantUs(0)
+    """Room for one more copy is not looked for again before this instant."""
+    backoff_us: InstantUs = InstantUs(0)
+    """No worker is in load back-off for it after this instant."""
+    lanes: dict[Priority, Lane] = {}
     service_us: SpanUs = SpanUs(0)
     """Moving average from dispatch to end; zero before the first."""
     load_us: SpanUs = SpanUs(0)
@@ -322,6 +356,9 @@ class Request(msgspec.Struct):
     arrived_us: InstantUs
     seq: int
     cache: CacheState
+    priority: Priority = Priority.normal
+    charged_us: SpanUs = SpanUs(-1)
+    """Slot time that its tenant was charged for it when it was dispatched; -1: nothing that is not settled."""
     phase: RequestPhase = RequestPhase.waiting
     worker: WorkerId | None = None
     dispatched_us: InstantUs = InstantUs(0)
@@ -347,6 +384,8 @@ class State(msgspec.Struct):
     waiting: int = 0
     next_seq: int = 0
     next_operation: int = 1
+    replica_after_us: InstantUs = InstantUs(0)
+    """Victims for one more copy of any model are not looked for again before this instant."""
     service_us: SpanUs = SpanUs(0)
     """Moving average over all models: the guess for one never seen."""
     timers: list[tuple[InstantUs, int, str, str]] = []

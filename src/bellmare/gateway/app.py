@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from bellmare.core.events import ModelReleased
+from bellmare.core.events import ModelReleased, Priority
 from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import errands, replies
 from bellmare.gateway.accounting import Accounts
@@ -15,6 +15,7 @@ from bellmare.gateway.catalogue import Catalogue
 from bellmare.gateway.conversation import Conversation, GatewayTimeouts
 from bellmare.gateway.errands import Errand
 from bellmare.gateway.guard import LOOPBACK_GUARD, Guard
+from bellmare.gateway.tenants import Tenants, priority_of
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
@@ -57,6 +58,7 @@ class Gateway:
         self.timeouts = timeouts
         self.catalogue = Catalogue(driver, fleet)
         self.guard = guard
+        self.tenants = Tenants(driver.engine.config.tenants)
         self._born = f"{driver.clock.wall_us():x}"
         self._count = 0
         self._open: dict[RequestId, Conversation] = {}
@@ -121,6 +123,7 @@ class Gateway:
             request = exchange.request
             try:
                 errand = parse(request.body)
+                priority = priority_of(request)
             except InvalidRequest as error:
                 self.accounts.refused_early(error.status)
                 dialect = replies.dialect_of(request.path)
@@ -129,11 +132,11 @@ class Gateway:
             if errand.released:
                 self._release(exchange, errand)
                 return
-            self._converse(exchange, errand)
+            self._converse(exchange, errand, priority)
 
         return answer
 
-    def _converse(self, exchange: Exchange, errand: Errand) -> None:
+    def _converse(self, exchange: Exchange, errand: Errand, priority: Priority) -> None:
         self._count += 1
         request = RequestId(f"{self._born}-{self._count:x}")
         theirs = exchange.request.header(b"x-request-id")
@@ -144,7 +147,8 @@ class Gateway:
             self._core_ids[public] = request
             if len(self._core_ids) > CORE_IDS_MAX:
                 del self._core_ids[next(iter(self._core_ids))]
-        conversation.begin(InstantUs(conversation.arrived_us + int(self.timeouts.queue_s * SECOND_US)))
+        deadline_us = InstantUs(conversation.arrived_us + int(self.timeouts.queue_s * SECOND_US))
+        conversation.begin(deadline_us, tenant=self.tenants.of(exchange.request), priority=priority)
 
     def _release(self, exchange: Exchange, errand: Errand) -> None:
         """A client's keep_alive 0: residency is ours, so it is a hint and answered as Ollama would (ollama.md 2.3)."""

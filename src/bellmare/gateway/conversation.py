@@ -14,6 +14,7 @@ from bellmare.core.events import (
     FaultKind,
     FirstTokenReceived,
     Outcome,
+    Priority,
     RequestArrived,
     RequestCancelled,
     RequestFinished,
@@ -118,7 +119,7 @@ class Conversation:
         self._upstream_status = 0
         self._error_body = b""
 
-    def begin(self, deadline_us: InstantUs) -> None:
+    def begin(self, deadline_us: InstantUs, *, tenant: str = "", priority: Priority = Priority.normal) -> None:
         """Ask the core. ``deadline_us`` is the instant by which it must have been handed to a worker."""
         self.exchange.listener = self
         self.desk.driver.submit(
@@ -127,6 +128,8 @@ class Conversation:
                 name=self.errand.name,
                 deadline_us=deadline_us,
                 kind=self.errand.kind,
+                tenant=tenant,
+                priority=priority,
                 prompt_tokens=self.errand.prompt_tokens,
             ),
             self,
@@ -159,7 +162,7 @@ class Conversation:
     def on_reject(self, decision: Reject) -> None:
         """The core will not run it."""
         self.refusal = str(decision.refusal)
-        status = replies.STATUS[decision.refusal]
+        status = replies.refusal_status(decision)
         text = replies.refusal_text(decision, self.errand.spelling, self.desk.known_names())
         self._respond_error(status, text, headers=replies.refusal_headers(decision))
         self._end("refused" if not self.attempts else "failed", status)

@@ -47,6 +47,11 @@ def dialect_of(target: str) -> Dialect:
     return Dialect.openai if target.startswith("/v1/") else Dialect.ollama
 
 
+def refusal_status(decision: Reject) -> int:
+    """502 says that a load failed, 503 that it is tried again in a while."""
+    return 503 if decision.refusal is Refusal.load_failed and decision.retry_after_us else STATUS[decision.refusal]
+
+
 def refusal_text(decision: Reject, name: str, known: Sequence[str]) -> str:
     """What happened, why, and what to do about it. ``known`` are the names that could have been meant."""
     retry_s = max(1, round(decision.retry_after_us / 1e6))
@@ -57,6 +62,8 @@ def refusal_text(decision: Reject, name: str, known: Sequence[str]) -> str:
             text += "; did you mean " + " or ".join(f"'{other}'" for other in close) + "?"
     elif decision.refusal is Refusal.load_failed and decision.detail:
         text += ": " + _PATH.sub("...", decision.detail)  # of a fresh runner: it can quote no other request
+    if decision.refusal in POINTLESS and decision.retry_after_us:
+        text += f" at the moment: try again in {retry_s} s"
     return text
 
 

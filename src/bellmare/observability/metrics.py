@@ -145,7 +145,7 @@ class Metrics:
                 self._loads.labels(self._name(decision), str(decision.cause)).inc()
             elif isinstance(decision, Unload):
                 self._unloads.labels(self._name(decision), str(decision.cause)).inc()
-                if decision.cause is UnloadCause.room:
+                if decision.cause in (UnloadCause.room, UnloadCause.replica):
                     self._evictions.labels(self._name(decision)).inc()
             elif isinstance(decision, Drain):
                 self._drains.labels(str(decision.cause)).inc()

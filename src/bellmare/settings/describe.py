@@ -94,7 +94,8 @@ def settings_table() -> str:
     lines += [_table_row(key) for key in all_keys() if key.kind or key.collection or can_be_off(key)]
     lines += [
         "",
-        "`BELLMARE_WORKERS` takes a list as YAML or JSON, or URLs with commas between; `BELLMARE_MODELS` a mapping.",
+        "`BELLMARE_WORKERS` takes a list as YAML or JSON, or URLs with commas between; `BELLMARE_MODELS`",
+        "and `BELLMARE_TENANTS` a mapping.",
         "",
         "## Variables of other programs",
         "",

@@ -8,7 +8,7 @@ from typing import Annotated, Any, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr, model_validator
 
-from bellmare.core.config import CoreConfig, ModelConfig
+from bellmare.core.config import CoreConfig, ModelConfig, TenantConfig
 from bellmare.core.events import WorkerKind
 from bellmare.core.eviction import POLICIES
 from bellmare.core.units import GIB, MIB, SECOND_US, Bytes, SpanUs
@@ -34,6 +34,7 @@ DAY_US = 86_400 * SECOND_US
 MILLISECOND_US = 1_000
 WORKERS_MAX = 1000
 MODELS_MAX = 2000
+TENANTS_MAX = 1000
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "json", "text")
 
@@ -189,6 +190,12 @@ class ModelSettings(Section):
     pinned: Annotated[bool, Flag()] = Field(default=False, description="Loaded at start and never evicted.")
 
 
+class TenantSettings(Section):
+    weight: Annotated[int, Count(1, 100, "shares")] = Field(
+        default=1, description="Share of slot time among all that wait for a model: 2 gets twice what 1 gets."
+    )
+
+
 class RecordSettings(Section):
     path: Annotated[str, Word(r"[^\x00]{1,4096}", "a path")] | None = Field(
         default=None,
@@ -243,6 +250,16 @@ class Settings(Section):
         alias="drain_after",
         description="A model that needs space waits so long for an idle victim before a busy one is drained.",
     )
+    drain_max_us: Annotated[SpanUs, Duration(SECOND_US, DAY_US)] = Field(
+        default=SpanUs(30 * SECOND_US),
+        alias="drain_max",
+        description="A drain that a long answer holds up is given up after so long; the next one may take twice that.",
+    )
+    batch_max_us: Annotated[SpanUs, Duration(0, DAY_US)] = Field(
+        default=SpanUs(15 * SECOND_US),
+        alias="batch_max",
+        description="A model that was loaded for waiting requests serves those before it is drained, at most so long.",
+    )
     limits: LimitSettings = Field(default=LimitSettings(), description="Limits of single requests and loads.")
     workers: Annotated[tuple[WorkerSettings, ...], Field(max_length=WORKERS_MAX)] = Field(
         default=(),
@@ -250,6 +267,10 @@ class Settings(Section):
     )
     models: Annotated[dict[str, ModelSettings], Field(max_length=MODELS_MAX)] = Field(
         default={}, description="Exceptions by model name."
+    )
+    tenants: Annotated[dict[str, TenantSettings], Field(max_length=TENANTS_MAX)] = Field(
+        default={},
+        description="Exceptions by client address, for clients that send no key: each client is a tenant of its own.",
     )
     record: Annotated[RecordSettings | None, BeforeValidator(_mapping_or_off)] = Field(
         default=RecordSettings(),
@@ -296,12 +317,15 @@ class Settings(Section):
             queue_total_max=self.queue.total,
             queue_wait_max_us=self.queue.wait_us,
             drain_after_us=self.drain_after_us,
+            drain_max_us=self.drain_max_us,
+            batch_max_us=self.batch_max_us,
             load_timeout_us=self.limits.load_timeout_us,
             eviction=self.eviction,
             models={
                 canonical_name(name): ModelConfig(num_ctx=model.num_ctx or 0, pinned=model.pinned)
                 for name, model in self.models.items()
             },
+            tenants={name: TenantConfig(weight=tenant.weight) for name, tenant in self.tenants.items()},
         )
 
     def origin_of(self, key: str | Path) -> str:

@@ -33,6 +33,17 @@ def test_where_retrying_is_pointless_clients_are_told(refusal: Refusal) -> None:
     assert (b"x-should-retry", b"false") in replies.refusal_headers(reject(refusal))
 
 
+def test_a_failed_load_that_is_tried_again_later_is_a_503_with_the_time_and_no_word_against_retrying() -> None:
+    for refusal, status in ((Refusal.load_failed, 503), (Refusal.model_does_not_fit, 503)):
+        later, never = reject(refusal, retry_us=20_000_000), reject(refusal)
+        assert replies.refusal_status(later) == status
+        assert dict(replies.refusal_headers(later))[b"retry-after"] == b"20"
+        assert b"x-should-retry" not in dict(replies.refusal_headers(later))
+        assert "try again in 20 s" in replies.refusal_text(later, "m", [])
+        assert "try again" not in replies.refusal_text(never, "m", [])
+    assert replies.refusal_status(reject(Refusal.load_failed)) == 502
+
+
 def test_an_unknown_model_comes_with_close_names() -> None:
     text = replies.refusal_text(reject(Refusal.unknown_model), "llama3.1", ["llama3.1:8b", "phi4:14b"])
     assert "did you mean 'llama3.1:8b'?" in text

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from bellmare.core.config import CoreConfig, ModelConfig
+from bellmare.core.config import CoreConfig, ModelConfig, TenantConfig
 from bellmare.core.events import WorkerKind
 from bellmare.settings import Settings, SettingsError, load_settings
 from bellmare.settings.problems import PROBLEMS_MAX
@@ -67,10 +67,13 @@ num_ctx: 1024
 eviction: lru
 queue: {per_model: 1, total: 2, wait: 3s, timeout: 4s}
 drain_after: 6s
+drain_max: 8s
+batch_max: 9s
 limits: {load_timeout: 7s}
 models:
   Llama3.1: {pinned: true}
   library/qwen2.5:7B: {num_ctx: 16384}
+tenants: {192.0.2.7: {weight: 10}, "::1": {}}
 """
     assert load(tmp_path, text).core_config() == CoreConfig(
         default_num_ctx=1024,
@@ -78,9 +81,12 @@ models:
         queue_total_max=2,
         queue_wait_max_us=3_000_000,
         drain_after_us=6_000_000,
+        drain_max_us=8_000_000,
+        batch_max_us=9_000_000,
         load_timeout_us=7_000_000,
         eviction="lru",
         models={"llama3.1:latest": ModelConfig(pinned=True), "qwen2.5:7b": ModelConfig(num_ctx=16384)},
+        tenants={"192.0.2.7": TenantConfig(weight=10), "::1": TenantConfig()},
     )
 
 
