@@ -180,6 +180,8 @@ def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model, *, worker: Worker 
         return None
     if worker is None:
         plan = choose(fleet, policy, model, drain=False)
+    elif worker.worker not in model.holders:
+        return None
     else:
         plan = plan_on(fleet, policy, worker, model=model, drain=False)
     if plan is None:
