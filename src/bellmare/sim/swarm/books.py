@@ -11,6 +11,7 @@ SECOND = 1_000_000
 MIB = 1 << 20
 GIB = 1 << 30
 NEVER = -1
+UNLOAD_TRIES = 3
 SPECULATIVE = (d.LoadCause.prewarm, d.LoadCause.hint)
 """Loads for which nobody waits."""
 
@@ -85,6 +86,9 @@ class WorkerBook:
     refused_until: dict[ModelId, int] = field(default_factory=dict)
     """Back-off after a failed load."""
     failed_loads: dict[ModelId, int] = field(default_factory=dict)
+    """In a row: the back-off doubles each time."""
+    unloads_broken: int = 0
+    """Unloads that failed here. So many for one victim give its claimant a back-off of which these books know nothing."""
     operation: OperationId | None = None
     rate: int = 0
 

@@ -14,6 +14,7 @@ from bellmare.core.units import ModelId, OperationId, RequestId, WorkerId
 from bellmare.sim.swarm.books import (
     LOST,
     SECOND,
+    UNLOAD_TRIES,
     Broken,
     OperationBook,
     RequestBook,
@@ -330,6 +331,7 @@ class Ledger:
             self._remove(worker, decision.model)
             return
         runner.since = self.now
+        worker.unloads_broken += 1
         worker.lost_at = self.now
         if event.fault in LOST:
             worker.routable = False
@@ -348,6 +350,7 @@ class Ledger:
         runner.state, runner.granted = "ready", runner.num_ctx
         runner.ready, runner.load_span = self.now, self.now - book.started
         worker.refused_until.pop(decision.model, None)
+        worker.failed_loads.pop(decision.model, None)
 
     def _load_broke(
         self, worker: WorkerBook, decision: d.Load, runner: RunnerBook, *, fault: e.FaultKind | None
@@ -359,7 +362,10 @@ class Ledger:
             worker.routable = False
         if fault not in (e.FaultKind.refused, e.FaultKind.unreachable):  # else nobody heard of the load
             self.failed_now[decision.model] = None
-            worker.refused_until[decision.model] = self.now + self.config.load_backoff_us
+            tries = worker.failed_loads[decision.model] = worker.failed_loads.get(decision.model, 0) + 1
+            certain = tries if worker.unloads_broken < UNLOAD_TRIES else 1
+            span = min(self.config.load_backoff_us << (certain - 1), self.config.load_backoff_max_us)
+            worker.refused_until[decision.model] = self.now + span
 
     # ------------------------------------------------------------------ operators, hints, time
 

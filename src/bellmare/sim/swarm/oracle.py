@@ -10,7 +10,16 @@ from bellmare.core import decisions as d
 from bellmare.core import events as e
 from bellmare.core.config import CoreConfig
 from bellmare.core.units import ModelId, RequestId, WorkerId
-from bellmare.sim.swarm.books import SECOND, SPECULATIVE, ClaimBook, OperationBook, RequestBook, RunnerBook, WorkerBook
+from bellmare.sim.swarm.books import (
+    SECOND,
+    SPECULATIVE,
+    UNLOAD_TRIES,
+    ClaimBook,
+    OperationBook,
+    RequestBook,
+    RunnerBook,
+    WorkerBook,
+)
 from bellmare.sim.swarm.ledger import Ledger
 from bellmare.sim.swarm.refusals import judge_admission, judge_refusal
 
@@ -37,6 +46,8 @@ class Oracle(Ledger):
         self.decided_kinds: dict[str, int] = {}
         self._claimed: dict[tuple[WorkerId, ModelId], None] = {}
         """Room that began to be made in this step."""
+        self._drained_again: dict[tuple[WorkerId, ModelId], dict[ModelId, None]] = {}
+        """Victims of this step that were victims for the same model before: of the old intent, or of a new one."""
         self._judges: dict[type[Any], Callable[[Any], None]] = {
             kind: getattr(self, f"_{kind.__name__}") for kind in d.Decision.__subclasses__()
         }
@@ -283,8 +294,11 @@ class Oracle(Ledger):
         self.must(wanted is not None and wanted in self.blobs, "room is made for somebody", decision)
         assert wanted is not None
         claim = worker.claims.get(wanted)
-        if claim is not None and blob in claim.victims:
+        again = self._drained_again.setdefault((decision.worker, wanted), {})
+        fresh = (decision.worker, wanted) in self._claimed
+        if claim is not None and blob in claim.victims and not fresh:
             self.meet("drained again")
+            again[blob] = None
             return  # chosen before; its unload broke, or it was seen again
         self.must(not self.pinned(blob), "a pinned model is no victim", decision)
         waited, young = bool(self.waiting.get(blob)), self.now < runner.ready + runner.load_span
@@ -295,9 +309,9 @@ class Oracle(Ledger):
         self.must(not runner.used or patient, "a busy victim only after patience", decision, since)
         self.must(not young or patient, "a young victim only after patience", decision, runner)
         self.must(not (young and runner.used), "a young busy runner is no victim", decision, runner)
-        if (decision.worker, wanted) not in self._claimed:
+        if not fresh:
             num_ctx = self.canonical(wanted)
-            claim = ClaimBook(self.need(worker, wanted, num_ctx), num_ctx, self.now)
+            claim = ClaimBook(self.need(worker, wanted, num_ctx), num_ctx, self.now, victims=dict(again))
             worker.claims[wanted] = claim
             self._claimed[decision.worker, wanted] = None
         assert claim is not None
@@ -340,6 +354,7 @@ class Oracle(Ledger):
         for place in self._claimed:
             self._judge_claim(*place)
         self._claimed.clear()
+        self._drained_again.clear()
         self._forget_blobs()
         for blob, waiting in self.waiting.items():
             self._judge_idle_slots(blob, waiting)
@@ -395,7 +410,8 @@ class Oracle(Ledger):
         if any(blob in worker.runners or blob in worker.claims for worker in self.workers.values()):
             return
         for name, worker in self.workers.items():
-            busy = worker.operation is not None or worker.claims or not worker.routable
+            busy = worker.operation is not None or worker.claims or worker.unloads_broken >= UNLOAD_TRIES
+            busy = busy or not worker.routable
             if busy or worker.observed <= worker.lost_at or worker.refused_until.get(blob, 0) > self.now:
                 continue
             if not all(self.binds(worker, r) and name not in r.failed_on for r in waiting.values()):
@@ -428,6 +444,7 @@ class Oracle(Ledger):
             memory.pop(blob, None)  # type: ignore[attr-defined]
         for worker in self.workers.values():
             worker.refused_until.pop(blob, None)
+            worker.failed_loads.pop(blob, None)
             worker.claims.pop(blob, None)
 
 
