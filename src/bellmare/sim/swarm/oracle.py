@@ -329,6 +329,10 @@ class Oracle(Ledger):
         runner.state, runner.since, runner.why = "ready", self.now, None
         for wanted in [wanted for wanted, claim in worker.claims.items() if decision.model in claim.victims]:
             del worker.claims[wanted]
+            self._claimed.pop((decision.worker, wanted), None)
+        for (name, _), again in self._drained_again.items():
+            if name == decision.worker:
+                again.pop(decision.model, None)
         self.meet("undrained")
 
     def _HealthChange(self, decision: d.HealthChange) -> None:  # noqa: N802
