@@ -1,4 +1,4 @@
-"""`python -m bellmare.sim.swarm`: many random lives of a fleet, judged by the oracle. Status 1 if any rule is broken."""
+"""`python -m bellmare.sim.swarm`: many random lives of a fleet, judged by an oracle. Status 1 if a rule is broken."""
 
 import argparse
 import sys

@@ -88,7 +88,7 @@ class WorkerBook:
     failed_loads: dict[ModelId, int] = field(default_factory=dict)
     """In a row: the back-off doubles each time."""
     unloads_broken: int = 0
-    """Unloads that failed here. So many for one victim give its claimant a back-off of which these books know nothing."""
+    """Unloads that failed here. Three of one victim give its claimant a back-off of which these books know nothing."""
     operation: OperationId | None = None
     rate: int = 0
 

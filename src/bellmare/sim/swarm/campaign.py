@@ -146,10 +146,8 @@ def table(campaign: Campaign) -> str:
         assert isinstance(counts, dict)
         lines.append(group)
         lines.extend(f"  {what:<22}{count:>10}" for what, count in counts.items())
-    for mark in campaign.unmet:
-        lines.append(f"not met: {mark}")
-    for mark in outlived(campaign.met):
-        lines.append(f"met although exempt (take it out of marks.EXEMPT): {mark}")
+    lines.extend(f"not met: {mark}" for mark in campaign.unmet)
+    lines.extend(f"met although exempt (take it out of marks.EXEMPT): {mark}" for mark in outlived(campaign.met))
     failed = ", ".join(str(life.seed) for life in campaign.broken)
     lines.append("passed" if campaign.passed else f"FAILED; seeds: {failed or 'none, but not everything was met'}")
     return "\n".join(lines)

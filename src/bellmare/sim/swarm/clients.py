@@ -1,4 +1,4 @@
-"""Who asks, how, and what he does when he is refused: bursts, deadlines, cancels, retries, and words about what comes next."""
+"""Who asks, how, and what he does when refused: bursts, deadlines, cancels, retries, hints of what comes next."""
 
 import random
 
@@ -13,6 +13,8 @@ TRIES_MAX = 3
 """A refused client comes back so often, and then gives up."""
 RETRIES_OPEN_MAX = 64
 """Refused clients that mean to come back; the others give up, so that a refusal breeds no storm without end."""
+UNKNOWN_SHARE = 0.02
+"""Requests for a name that nobody stores."""
 FLOOD = 24
 """Hints in a row from one who does not know what he wants."""
 GIVEN = (
@@ -38,7 +40,8 @@ class Clients:
 
     def arrive(self) -> None:
         """One request of one tenant."""
-        self.ask(self._ask(self.rng.randrange(len(self.world.names) + 1)))
+        known = self.rng.random() >= UNKNOWN_SHARE
+        self.ask(self._ask(self.rng.randrange(len(self.world.names)) if known else len(self.world.names)))
 
     def burst(self) -> None:
         """Several requests for one model at one instant."""

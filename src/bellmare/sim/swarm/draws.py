@@ -70,11 +70,11 @@ class Action(StrEnum):
 
 
 WEIGHTS: dict[Action, float] = {
-    Action.arrive: 18, Action.burst: 2, Action.finish: 12, Action.first_token: 8, Action.fail: 3,
-    Action.break_off: 2, Action.cancel: 3, Action.cancel_late: 0.3, Action.end: 12, Action.end_badly: 2,
-    Action.lose_end: 1, Action.look: 8, Action.see: 9, Action.die: 1, Action.revive: 2, Action.add: 1,
-    Action.remove: 0.2, Action.operate: 1.5, Action.rename: 1.2, Action.meddle: 2, Action.hint: 3,
-    Action.flood: 0.1, Action.time: 10, Action.jump: 5,
+    Action.arrive: 11, Action.burst: 1.5, Action.finish: 17, Action.first_token: 8, Action.fail: 3,
+    Action.break_off: 2, Action.cancel: 3, Action.cancel_late: 0.3, Action.end: 16, Action.end_badly: 2,
+    Action.lose_end: 1, Action.look: 9, Action.see: 10, Action.die: 0.8, Action.revive: 2.5, Action.add: 1,
+    Action.remove: 0.2, Action.operate: 1.5, Action.rename: 1, Action.meddle: 2, Action.hint: 3,
+    Action.flood: 0.1, Action.time: 14, Action.jump: 5,
 }  # fmt: skip
 RARER = (
     Action.fail, Action.break_off, Action.cancel, Action.end_badly, Action.lose_end, Action.die, Action.remove,

@@ -148,8 +148,8 @@ def meets_truth(world: World) -> None:
         must(set(world.oracle.workers[name].runners) == believed, "the ledger meets the truth", name)
         must(state.workers[name].healthy, "all are back in routing", name)
         must(not state.workers[name].placement, "no room is being made for nobody", name)
-    for name, said in world.config.models.items():
-        if said.pinned and name in world.names and could_serve(world, name):
-            blob = world.oracle.resolve(name)
-            there = any(blob in worker.runners for worker in world.workers.values())
-            must(there, "what is pinned is resident", name)
+    for pinned, said in world.config.models.items():
+        if said.pinned and pinned in world.names and could_serve(world, pinned):
+            blob = world.oracle.resolve(pinned)
+            there = any(blob in holder.runners for holder in world.workers.values())
+            must(there, "what is pinned is resident", pinned)

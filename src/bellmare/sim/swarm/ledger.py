@@ -1,4 +1,4 @@
-"""The oracle's ledger: what the core was told, written down by the documented contract. It uses none of the core's code.
+"""The oracle's ledger: what the core was told, written down by the documented contract. It calls nothing of the core.
 
 An observation never contradicts a change younger than its start, memory is free only once that is confirmed, a slot is
 taken until its request's end or the end of its aborted prefill.
@@ -152,7 +152,7 @@ class Ledger:
             runner.bytes = self.need(worker, blob, num_ctx)
             worker.runners[blob] = runner
             self.meet("adopted")
-            self._book(worker, blob, runner, line.bytes)
+            self._book(worker, blob, runner, measured=line.bytes)
         elif not self._younger(worker, blob, runner, started=started):
             if runner.state == "unloading":
                 if line.expired:
@@ -164,12 +164,12 @@ class Ledger:
                 runner.bytes = line.bytes + worker.unshown  # growth is drift: the next load is expected as before
                 self.largest[blob] = max(self.largest.get(blob, 0), line.bytes)
             else:
-                self._book(worker, blob, runner, line.bytes)
+                self._book(worker, blob, runner, measured=line.bytes)
 
     def _shape(self, worker: WorkerBook, blob: ModelId, runner: RunnerBook) -> Shape:
         return (blob, str(worker.spec.kind), runner.num_ctx, runner.slots)
 
-    def _book(self, worker: WorkerBook, blob: ModelId, runner: RunnerBook, measured: int) -> None:
+    def _book(self, worker: WorkerBook, blob: ModelId, runner: RunnerBook, *, measured: int) -> None:
         """A measurement counts for the runner, and for the next of its shape; zero says nothing."""
         if measured > 0:
             self.measured[self._shape(worker, blob, runner)] = measured
@@ -343,7 +343,7 @@ class Ledger:
         assert isinstance(decision, d.Load)
         if line is not None:
             runner.num_ctx = line.num_ctx or runner.num_ctx
-            self._book(worker, decision.model, runner, line.bytes)
+            self._book(worker, decision.model, runner, measured=line.bytes)
         runner.since = self.now
         if decision.cause is d.LoadCause.adopt:
             return

@@ -92,7 +92,7 @@ def table(world: World, clients: Clients, rng: random.Random) -> dict[Action, Ca
 
 
 def live(seed: int, requests: int, *, check_every: int = CHECK_EVERY, healing: bool = True) -> World:
-    """Run one seed until ``requests`` have arrived. Raises ``AssertionError``: ``Broken`` by the oracle, else the core's.
+    """Run one seed until ``requests`` have arrived. Raises ``AssertionError``: the oracle's ``Broken``, or the core's.
 
     The same seed and number of requests give the same run on every machine and under every hash seed.
     """

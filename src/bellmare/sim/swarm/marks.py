@@ -1,5 +1,7 @@
-"""Coverage marks: what the runs of a campaign must have met in all, by name. A rule that was never put to the test proves
-nothing, so whatever is not met fails the campaign."""
+"""Coverage marks: what the runs of a campaign must have met in all, by name.
+
+A rule that was never put to the test proves nothing, so whatever is not met fails the campaign.
+"""
 
 from collections.abc import Mapping
 from enum import StrEnum

@@ -1,4 +1,4 @@
-"""Judges every decision by the ledger. Nothing of the core is called: a rule that asks the code under test proves nothing.
+"""Judges every decision by the ledger. Nothing of the core is called: a rule that asks the core proves nothing.
 
 The numbers I1 to I27 are those of the reliability findings; docs/simulation-testing.md has them in words.
 """
@@ -24,7 +24,7 @@ from bellmare.sim.swarm.ledger import Ledger
 from bellmare.sim.swarm.refusals import judge_admission, judge_refusal
 
 BYPASS_MAX = 16
-"""Later arrivals of its own lane that may be served before a request (I15): a lane has one right, only order may bend."""
+"""Later arrivals of its own lane that may be served before a request (I15): only the order within a lane may bend."""
 BYPASS_BY_ANY_MAX = 64
 """Later arrivals of any lane of its model, for each request of its own lane that was ahead of it, and itself: a floor
 share for the lowest priority."""
@@ -108,11 +108,11 @@ class Oracle(Ledger):
         before = max(0, min(runner.ready, self.now) - request.arrived)
         self.must(decision.load_us == before, "the load's share of the wait is told as it was", decision, before)
         at_once = request.phase == "new" and request.attempts == 1
-        expected = (
-            (d.CacheState.hit,) if at_once else (d.CacheState.queued if request.ready_then else d.CacheState.cold,)
-        )
-        if request.attempts > 1:
-            expected = (*expected, d.CacheState.hit)  # it ran at once, the first time
+        if at_once:
+            expected = [d.CacheState.hit]
+        else:
+            expected = [d.CacheState.queued if request.ready_then else d.CacheState.cold]
+            expected += [d.CacheState.hit] if request.attempts > 1 else []  # it ran at once, the first time
         self.must(decision.cache in expected, "the cache's state is told as it was", decision, expected)
 
     def _judge_retry(self, decision: d.Dispatch, request: RequestBook) -> None:
@@ -289,7 +289,7 @@ class Oracle(Ledger):
         self.meet("drained busy" if runner.used else "drained idle")
 
     def _judge_victim(self, worker: WorkerBook, runner: RunnerBook, decision: d.Drain) -> None:
-        """Who may be sent away for ``wanted_by`` (I4, I5): not pinned, not waited for, not too young, and not in vain."""
+        """Who may be sent away for ``wanted_by`` (I4, I5): not pinned, not waited for, not too young, not in vain."""
         wanted, blob = decision.wanted_by, decision.model
         self.must(wanted is not None and wanted in self.blobs, "room is made for somebody", decision)
         assert wanted is not None
@@ -445,7 +445,7 @@ class Oracle(Ledger):
         for shape in [shape for shape in self.measured if shape[0] == blob]:
             del self.measured[shape]
         for memory in (self.largest, self.service, self.ever_pinned, self.asked_in, self.asked_out):
-            memory.pop(blob, None)  # type: ignore[attr-defined]
+            memory.pop(blob, None)
         for worker in self.workers.values():
             worker.refused_until.pop(blob, None)
             worker.failed_loads.pop(blob, None)

@@ -43,10 +43,10 @@ def judge_refusal(books: Ledger, request: RequestBook, decision: d.Reject) -> No
     elif why is d.Refusal.worker_failed:
         spent = request.attempts >= config.attempts_max or request.crashes >= CRASHES_MAX
         must(spent, "worker_failed only when the attempts are spent", decision, request)
-    _judge_retry_after(books, request, decision, others)
+    _judge_retry_after(books, request, decision, others=others)
 
 
-def _judge_retry_after(books: Ledger, request: RequestBook, decision: d.Reject, others: int) -> None:
+def _judge_retry_after(books: Ledger, request: RequestBook, decision: d.Reject, *, others: int) -> None:
     wait = decision.retry_after_us
     if decision.refusal not in RETRYABLE:
         books.must(wait == 0, "retrying soon is pointless", decision)
