@@ -101,6 +101,8 @@ class Setting:
     """Of refused clients, who come back when Retry-After says; half of the others come back at once."""
     short_share: float = 0.1
     """Requests with a deadline of a few seconds, or none left."""
+    broken: tuple[str, ...] = ()
+    """Names whose files are damaged: no load of them succeeds until the world heals."""
     pace_us: int = 2 * SECOND
     """How far time goes at once, on average."""
     weights: dict[Action, float] = field(default_factory=lambda: dict(WEIGHTS))
@@ -158,6 +160,7 @@ def draw(rng: random.Random) -> Setting:
         high_share=rng.choice((0.0, 0.0, 0.2)),
         honouring=rng.choice((0.2, 0.8)),
         short_share=rng.choice((0.0, 0.1, 0.3)),
+        broken=tuple(name for name in names if rng.random() < 0.25) if rng.random() < 0.3 else (),
         pace_us=rng.choice((200_000, SECOND, 2 * SECOND, 5 * SECOND)),
         weights=weights,
     )

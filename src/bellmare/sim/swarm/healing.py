@@ -31,6 +31,7 @@ def heal(world: World) -> None:
         worker.runners = {blob: runner for blob, runner in worker.runners.items() if blob in reached}
     world.sights = []
     world.errands = []
+    world.broken = ()
     must = world.oracle.must
     run_calmly(world, DRAIN_S, until_quiet=True)
     must(not world.oracle.requests, "all requests end", list(world.oracle.requests))
@@ -146,6 +147,8 @@ def meets_truth(world: World) -> None:
         believed = set(state.workers[name].runners)
         must(believed == set(worker.runners), "belief meets truth", name, believed, set(worker.runners))
         must(set(world.oracle.workers[name].runners) == believed, "the ledger meets the truth", name)
+        going = [blob for blob, runner in world.oracle.workers[name].runners.items() if runner.state != "ready"]
+        must(not going, "nobody is left half gone", name, going)
         must(state.workers[name].healthy, "all are back in routing", name)
         must(not state.workers[name].placement, "no room is being made for nobody", name)
     for pinned, said in world.config.models.items():

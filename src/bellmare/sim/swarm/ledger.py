@@ -39,6 +39,8 @@ class Ledger:
         self.waiting: dict[ModelId, dict[RequestId, RequestBook]] = {}
         self.waiting_since: dict[ModelId, int] = {}
         """Since when somebody has waited for the model without a break."""
+        self.stranded_since: dict[ModelId, int] = {}
+        """Since when no worker in routing stores a model for which somebody waits."""
         self.ended: dict[RequestId, str] = {}
         """How each request ended."""
         self.operations: dict[OperationId, OperationBook] = {}

@@ -36,6 +36,7 @@ class Machines(Stage):
         super().__init__(setting, check_every=check_every)
         self.names = tuple(self.setting.sizes)
         self.sights: list[Sight] = []
+        self.broken = self.setting.broken
         self.dead_requests: list[tuple[RequestId, WorkerId]] = []
         """Requests whose worker died under them; the failure is not reported yet."""
         self.next_worker = 0
@@ -222,6 +223,9 @@ class Machines(Stage):
             moved = entry.model != operation.model and operation.model in worker.runners
             return e.FaultKind.failed if moved else kind  # it would unload another blob: what was asked for stays
         if entry.model not in worker.runners:
+            if operation.name in self.broken:
+                self.fault(Fault.file_damaged)
+                return e.FaultKind.failed
             room = worker.spec.capacity_bytes - worker.taken - worker.spec.overhead_bytes
             if worker.spec.capacity_known and self._real_bytes(worker, operation) > room:
                 self.fault(Fault.out_of_memory)

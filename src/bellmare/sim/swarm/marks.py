@@ -19,6 +19,8 @@ class Fault(StrEnum):
     worker_removed = "worker_removed"
     worker_added = "worker_added"
     load_failed = "load_failed"
+    file_damaged = "file_damaged"
+    """No load of the model succeeds, anywhere."""
     load_slow = "load_slow"
     """It ends after the core has given it up."""
     unload_failed = "unload_failed"

@@ -362,6 +362,12 @@ class Oracle(Ledger):
         self._forget_blobs()
         for blob, waiting in self.waiting.items():
             self._judge_idle_slots(blob, waiting)
+            if any(w.routable and any(s.model == blob for s in w.stored.values()) for w in self.workers.values()):
+                self.stranded_since.pop(blob, None)
+            else:
+                self.stranded_since.setdefault(blob, self.now)
+        for blob in [blob for blob in self.stranded_since if blob not in self.waiting]:
+            del self.stranded_since[blob]
 
     def _judge_idle_slots(self, blob: ModelId, waiting: dict[RequestId, RequestBook]) -> None:
         for name, worker in self.workers.items():
@@ -405,6 +411,9 @@ class Oracle(Ledger):
                 late = request.event.deadline_us <= self.now
                 self.must(not late, "nobody waits past the deadline", request)
             self._judge_idle_slots(blob, waiting)
+            since = self.stranded_since.get(blob)
+            told = since is None or self.now < since + self.config.worker_lost_grace_us
+            self.must(told, "who has lost his worker is told so", blob, since)
         if len(self.waiting) <= MODELS_SURELY_TRIED:
             for blob, waiting in self.waiting.items():
                 self._judge_idle_workers(blob, waiting)

@@ -11,7 +11,7 @@ from bellmare.core import decisions as d
 from bellmare.core import events as e
 from bellmare.core.engine import Engine
 from bellmare.core.units import InstantUs, ModelId, RequestId, WorkerId
-from bellmare.sim.swarm.books import SECOND
+from bellmare.sim.swarm.books import SECOND, Broken
 from bellmare.sim.swarm.draws import PLAIN, Setting
 from bellmare.sim.swarm.oracle import Oracle, event_request
 
@@ -87,7 +87,7 @@ class Stage:
         oracle = self.oracle
         oracle.meet(type(event).__name__)
         oracle.told(self.now, event)
-        decisions = self.engine.step(self.now, event)
+        decisions = self._ask(event)
         if self.log is not None:
             self.log.append((self.now, event, decisions))
         if decisions:
@@ -111,6 +111,14 @@ class Stage:
         if self.steps % self.check_every == 0:
             self._check_deeply()
         return decisions
+
+    def _ask(self, event: e.Event) -> list[d.Decision]:
+        try:
+            return self.engine.step(self.now, event)
+        except AssertionError:
+            raise
+        except Exception as error:  # whatever it is, it would have ended the gateway's only writer
+            raise Broken(f"the core does not crash: {type(error).__name__} {error} on {event}") from error
 
     def _check_memory(self, decisions: list[d.Decision]) -> None:
         """By what is really there and was told, no load is asked for that the GPU cannot take (I1)."""
@@ -148,6 +156,15 @@ class Stage:
             held = self.engine.fleet.state.workers[name].used_bytes
             oracle.must(held == book.held, "the books of memory agree", name, held, book.held)
 
+    def _check_slots(self) -> None:
+        """Slots in use, zombies included, are the same in both books (I9, I27)."""
+        workers = self.engine.fleet.state.workers
+        for name, book in self.oracle.workers.items():
+            runners = workers[name].runners
+            for blob, runner in book.runners.items():
+                used = runners[blob].used if blob in runners else None
+                self.oracle.must(used == runner.used, "the books of slots agree", name, blob, used, runner.used)
+
     # ------------------------------------------------------------------ time
 
     def due(self) -> None:
@@ -156,6 +173,7 @@ class Stage:
             deadline = self.engine.next_deadline_us()
             if deadline is None or deadline > self.now:
                 self.oracle.rested()
+                self._check_slots()
                 return
             self.step(e.TimePassed())
         self.oracle.must(False, "timers come to rest", self.now)
