@@ -182,6 +182,8 @@ class Machines(Stage):
             younger = known is not None and known.since >= event.started_us
             if shown.get(blob) == runner.bytes and not younger and book.gone.get(blob, -1) < event.started_us:
                 runner.told = blob in self.oracle.blobs or event.stored is not None
+            elif blob not in shown and not younger:
+                runner.told = False  # another of the same model: the one that was seen is gone
 
     def observe_now(self, name: WorkerId) -> None:
         """A look whose answer arrives at once."""

@@ -108,11 +108,9 @@ class Oracle(Ledger):
         before = max(0, min(runner.ready, self.now) - request.arrived)
         self.must(decision.load_us == before, "the load's share of the wait is told as it was", decision, before)
         at_once = request.phase == "new" and request.attempts == 1
-        if at_once:
-            expected = [d.CacheState.hit]
-        else:
-            expected = [d.CacheState.queued if request.ready_then else d.CacheState.cold]
-            expected += [d.CacheState.hit] if request.attempts > 1 else []  # it ran at once, the first time
+        expected = [d.CacheState.queued if request.ready_then else d.CacheState.cold]
+        if at_once or request.attempts > 1:  # a retry may have run at once, the first time
+            expected.append(d.CacheState.hit)
         self.must(decision.cache in expected, "the cache's state is told as it was", decision, expected)
 
     def _judge_retry(self, decision: d.Dispatch, request: RequestBook) -> None:
