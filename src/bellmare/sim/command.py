@@ -12,7 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 
 from bellmare.sim.fleet import FleetError, SimFleet, read_fleet
 from bellmare.sim.report import Row, json_lines, row, table
-from bellmare.sim.runs import DEFAULT_POLICIES, Policy, run
+from bellmare.sim.runs import DEFAULT_POLICIES, Policy, possible, run
 from bellmare.sim.scenarios import REQUESTS, SCENARIOS, Scenario
 from bellmare.sim.workload import Workload
 from bellmare.sim.workloads.traces import TraceError, load_trace
@@ -49,6 +49,9 @@ def run_simulate(
     try:
         subjects = _subjects(scenario, trace, fleet=fleet)
         policies = _policies(policy)
+        for subject in subjects:
+            if not any(possible(policy, machines) for policy in policies for machines in subject.fleets):
+                raise UsageError(f"{subject.name} has faults, which stock Ollama and the twins do not know: try lru")
         if not 1 <= seeds <= SEEDS_MAX:
             raise UsageError(f"--seeds {seeds}: between 1 and {SEEDS_MAX}")
         rows = _run(subjects, policies, seeds=seeds)
@@ -89,10 +92,12 @@ def _generated(scenario: Scenario, seed: int) -> Workload:
 
 
 def _on(scenario: Scenario, fleet: str) -> tuple[SimFleet, ...]:
-    """The scenario's own fleets, or the one asked for with the scenario's host memory."""
+    """The scenario's own fleets, or the one asked for with the scenario's host memory and faults."""
     if not fleet:
         return scenario.fleets
-    return (msgspec.structs.replace(read_fleet(fleet), host_cache_bytes=scenario.fleets[0].host_cache_bytes),)
+    first = scenario.fleets[0]
+    chosen = read_fleet(fleet)
+    return (msgspec.structs.replace(chosen, host_cache_bytes=first.host_cache_bytes, faults=first.faults),)
 
 
 def _policies(text: str) -> list[Policy]:
@@ -111,7 +116,7 @@ def _run(subjects: list[_Subject], policies: list[Policy], *, seeds: int) -> lis
     rows: list[Row] = []
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         for name, workload, machines in _workloads(subjects, seeds):
-            for policy in policies:
+            for policy in [policy for policy in policies if possible(policy, machines)]:
                 title = f"{name} {machines.text} {policy} seed {workload.seed}"
                 task = progress.add_task(title, total=len(workload.arrivals))
                 done = run(workload, machines, policy, progress=partial(_tell, progress, task))

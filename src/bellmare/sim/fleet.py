@@ -19,6 +19,20 @@ class FleetError(ValueError):
     """A fleet that cannot be read, with the reason."""
 
 
+class SimFaults(msgspec.Struct, frozen=True):
+    """How often machines fail (policy.md 6, S10). What comes of it is in ``faults``."""
+
+    lost_per_day: float = 0.0
+    """Losses per worker and day; what was loaded there is gone."""
+    away_min_us: int = 20 * SECOND_US
+    away_max_us: int = 300 * SECOND_US
+    """A server that restarts, and a machine that boots."""
+    load_failed_percent: float = 0.0
+    load_slow_percent: float = 0.0
+    slow_factor: int = 4
+    """A slow load takes so many times as long: a disk that others use too."""
+
+
 class SimFleet(msgspec.Struct, frozen=True):
     """Equal workers of one GPU each. Spans and rates are those of policy.md 3."""
 
@@ -31,6 +45,7 @@ class SimFleet(msgspec.Struct, frozen=True):
     disk_bytes_per_s: int = 2_000_000_000
     host_bytes_per_s: int = 6_000_000_000
     """From the page cache to the GPU."""
+    faults: SimFaults | None = None
 
     @property
     def text(self) -> str:

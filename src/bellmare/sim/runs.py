@@ -8,12 +8,12 @@ import msgspec
 
 from bellmare.sim.belady import Belady
 from bellmare.sim.drive import Drive, Progress, Watcher, engine
+from bellmare.sim.faults import quick_world
 from bellmare.sim.fleet import SimFleet
 from bellmare.sim.stock import Stock
 from bellmare.sim.tally import Tally
 from bellmare.sim.twin_world import TwinWorld
 from bellmare.sim.workload import Workload
-from bellmare.sim.world import LightWorld
 
 
 class Policy(StrEnum):
@@ -47,6 +47,11 @@ class Run(msgspec.Struct, frozen=True):
     """The engine's share of the processor time; zero for stock."""
 
 
+def possible(policy: Policy, fleet: SimFleet) -> bool:
+    """Faults are a thing of the quick world: neither stock Ollama nor its twins are told of them."""
+    return fleet.faults is None or policy not in STOCK | TWIN
+
+
 def run(
     workload: Workload,
     fleet: SimFleet,
@@ -56,13 +61,14 @@ def run(
     watcher: Watcher | None = None,
 ) -> Run:
     """Run to the end. ``watcher`` sees every step of the engine; a stock run has none."""
+    assert possible(policy, fleet), "this policy's world has no faults"
     tally = Tally(workload)
     if policy in STOCK:
         stock = Stock(tally, fleet, pinned=policy is Policy.stock_pinned)
         cpu_s, wall_s = _measured(lambda: stock.run(progress))
         return Run(tally, wall_s, 0.0)
     core = engine(Belady(workload) if policy in KNOWING else None)
-    world = (TwinWorld if policy in TWIN else LightWorld)(workload, fleet, tally)
+    world = (TwinWorld if policy in TWIN else quick_world)(workload, fleet, tally)
     drive = Drive(core, world, tally, watcher=watcher)
     cpu_s, wall_s = _measured(lambda: drive.run(progress))
     share = min(1.0, drive.step_ns / 1e9 / wall_s) if wall_s else 0.0
