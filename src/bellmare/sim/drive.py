@@ -40,13 +40,23 @@ def core_config(eviction: str = "lru") -> CoreConfig:
 class Drive:
     """One run of one engine."""
 
-    def __init__(self, engine: Engine, world: World, tally: Tally, *, watcher: Watcher | None = None) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        world: World,
+        tally: Tally,
+        *,
+        watcher: Watcher | None = None,
+        deadline_us: int = PATIENCE_US,
+    ) -> None:
         self.engine = engine
         self.world = world
         self.tally = tally
         self.step_ns = 0
         """Wall time spent inside the engine."""
         self._watcher = watcher
+        self._deadline_us = deadline_us
+        """From each arrival to the instant by which it must have been dispatched."""
         self._now_us = 0
 
     def run(self, progress: Progress | None = None) -> None:
@@ -77,7 +87,7 @@ class Drive:
 
     def _arrived(self, name: str, number: int, *, user: int) -> RequestArrived:
         at_us = self.tally.workload.arrivals[number].at_us
-        deadline_us = InstantUs(at_us + PATIENCE_US)
+        deadline_us = InstantUs(at_us + self._deadline_us)
         return RequestArrived(request=request_id(number), name=name, deadline_us=deadline_us, tenant=f"user-{user}")
 
     def _join(self) -> None:
