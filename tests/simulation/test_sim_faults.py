@@ -1,4 +1,4 @@
-"""Faults and clients of the simulated fleet: who is cut off is retried as the live gateway would, and everybody ends."""
+"""Faults and clients of the simulated fleet: who is cut off is retried as the gateway would, and everybody ends."""
 
 import msgspec
 import pytest

@@ -108,6 +108,7 @@ def live(seed: int, requests: int, *, check_every: int = CHECK_EVERY, healing: b
 
 def run(world: World, rng: random.Random, *, seed: int, requests: int) -> None:
     """The part of a life in which things go wrong."""
+    world.oracle.meet(f"eviction {world.config.eviction}")
     clients = Clients(world, rng)
     act = table(world, clients, rng)
     if seed % REPLAYED_EVERY:

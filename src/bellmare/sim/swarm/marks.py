@@ -8,6 +8,7 @@ from enum import StrEnum
 
 from bellmare.core import decisions as d
 from bellmare.core import events as e
+from bellmare.core.eviction import POLICIES
 
 
 class Fault(StrEnum):
@@ -127,7 +128,8 @@ def wanted() -> list[str]:
     events = [kind.__name__ for kind in e.Event.__subclasses__()]
     decisions = [kind.__name__ for kind in d.Decision.__subclasses__()]
     members = [f"{enum.__name__}.{one}" for enum in ENUMS for one in enum]
-    return [*events, *decisions, *members, *SITUATIONS]
+    policies = [f"eviction {name}" for name in POLICIES]
+    return [*events, *decisions, *members, *policies, *SITUATIONS]
 
 
 def unmet(met: Mapping[str, int]) -> list[str]:
