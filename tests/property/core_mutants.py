@@ -92,6 +92,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a cancelled prefill leaves no zombie",
         ("queueing", "leave_zombie(fleet, worker, runner, span_us=left_us)", "pass"),
         "never beyond its slots", "a busy runner is never unloaded",
+        "the books of slots agree",
     ),
     _mutant(
         "zombies are buried early",
@@ -144,6 +145,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a busy worker is believed to be free",
         ("engine", "queueing.leave_zombie(self.fleet, worker, runner, span_us=BUSY_US)", "pass"),
         "never beyond its slots", "a busy runner is never unloaded",
+        "the books of slots agree",
     ),
     _mutant(
         "a cancelled request is served all the same",
@@ -156,6 +158,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("engine", "        queueing.free_slot(fleet, request, aborted=False)\n        if event.outcome", "        if event.outcome"),
         "nobody waits beside a free slot", "the engine's own check", "the cache's state is told as it was",
         "all requests end",
+        "the books of slots agree",
     ),
     # ---- placement and eviction
     _mutant(
@@ -253,6 +256,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("operations", "    if event.outcome is OperationOutcome.done:\n        fleet.move(worker, runner, Cue.gone)\n        return\n", "    fleet.move(worker, runner, Cue.gone)\n    return\n"),
         "nothing begins on a worker that is in doubt", "memory is never promised twice", "the books of memory agree",
         "health is as it was told", "counters tell what happened", "no model is loaded twice",
+        "the books of runners agree",
     ),
     _mutant(
         "a lost end is never given up",
@@ -269,37 +273,46 @@ MUTANTS: tuple[Mutant, ...] = (
         ("operations", "        fleet.move(worker, runner, Cue.load_broke)\n", "        fleet.move(worker, runner, Cue.gone)\n"),
         "the books of memory agree", "no model is loaded twice", "nobody waits beside a worker with room",
         "memory is never promised twice", "real memory is enough",
+        "the books of runners agree",
     ),
     _mutant(
         "another blob's load counts as this one's",
         ("operations", "return event.loaded is None or event.loaded.model in (None, operation.model)", "return True"),
         "only to a resident model", "the books of memory agree", "only residents are adopted", "the engine's own check",
+        "the books of runners agree",
     ),
     _mutant(
         "a measured load is booked as reserved",
         ("operations", "        fleet.set_bytes(worker, runner, learn_bytes(worker, model, runner, measured=event.loaded.bytes))\n        runner.pinned", "        runner.pinned"),
         "the books of memory agree",
+        "booked as measured or by the formula",
     ),
     # ---- reconcile
     _mutant(
         "a stale observation is believed",
         ("reconcile", "    return runner.since_us >= started_us\n", "    return False\n"),
         "no model is loaded twice", "only to a resident model", "the books of memory agree", "real memory is enough",
+        "the books of runners agree",
+        "Ollama's own number of runners",
     ),
     _mutant(
         "an old sight brings back who has gone",
         ("reconcile", "if worker.left.get(model.model, InstantUs(-1)) < started_us:", "if True:"),
         "only to a resident model", "the books of memory agree",
+        "the books of runners agree",
     ),
     _mutant(
         "what vanished is believed to be there",
         ("reconcile", "            fleet.count(\"found_gone\")\n            fleet.move(worker, runner, Cue.gone)\n", "            pass\n"),
         "only to a resident model", "the books of memory agree",
+        "only what is there is unloaded",
+        "the books of runners agree",
     ),
     _mutant(
         "foreign memory is not seen",
         ("reconcile", "    worker.foreign_bytes = Bytes(foreign)\n", ""),
         "memory is never promised twice", "real memory is enough",
+        "victims make room",
     ),
     _mutant(
         "a lost vote stays",
@@ -312,6 +325,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("reconcile", "if worker is None or event.started_us < worker.observed_us:", "if worker is None:"),
         "the books of memory agree", "only to a resident model", "the name reaches the blob there",
         "nothing begins on a worker that is in doubt", "only where the name means the blob",
+        "the books of runners agree",
     ),
     # ---- health
     _mutant(
@@ -339,6 +353,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a runner keeps its bytes when it goes",
         ("fleet", "            worker.used_bytes = Bytes(worker.used_bytes - runner.bytes)\n", ""),
         "the books of memory agree", "the engine's own check", "nobody waits beside a worker with room",
+        "no victim that is not needed",
     ),
     _mutant(
         "measured bytes are added, not set",

@@ -157,12 +157,14 @@ class Stage:
             oracle.must(held == book.held, "the books of memory agree", name, held, book.held)
 
     def _check_slots(self) -> None:
-        """Slots in use, zombies included, are the same in both books (I9, I27)."""
+        """Runners, and their slots in use with zombies, are the same in both books (I9, I27)."""
         workers = self.engine.fleet.state.workers
         for name, book in self.oracle.workers.items():
             runners = workers[name].runners
+            same = runners.keys() == book.runners.keys()
+            self.oracle.must(same, "the books of runners agree", name, list(runners), list(book.runners))
             for blob, runner in book.runners.items():
-                used = runners[blob].used if blob in runners else None
+                used = runners[blob].used
                 self.oracle.must(used == runner.used, "the books of slots agree", name, blob, used, runner.used)
 
     # ------------------------------------------------------------------ time
