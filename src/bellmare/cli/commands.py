@@ -184,7 +184,7 @@ def replay(
 @app.command()
 def simulate(  # tidy: one parameter for each flag
     *,
-    scenario: Annotated[str | None, typer.Option(help="S1 to S9, several with commas; see docs/simulate.md.")] = None,
+    scenario: Annotated[str | None, typer.Option(help="S1 to S10, several with commas; see docs/simulate.md.")] = None,
     trace: Annotated[Path | None, typer.Option(help="A trace file instead of a scenario.")] = None,
     fleet: Annotated[str, typer.Option(help="Such as 4x24GB [default: the scenario's own].")] = "",
     policy: Annotated[str, typer.Option(help="lru, belady, stock, stock-pinned; several with commas, or all.")] = "all",
