@@ -63,6 +63,8 @@ class ClaimBook:
     need: int
     num_ctx: int
     begun: int
+    beside: bool = False
+    """Whether another copy existed then."""
     victims: dict[ModelId, None] = field(default_factory=dict)
     costly: list[str] = field(default_factory=list)
     """Why a load for which nobody waits could not have had these victims; empty: it could."""

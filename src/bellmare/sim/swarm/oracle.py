@@ -203,6 +203,7 @@ class Oracle(Ledger):
                 self.must(unserved, "no load for who will be served anyway", decision)
         elif cause is d.LoadCause.replica:
             beside = any(blob in other.runners for other in self.workers.values())
+            beside = beside or (claim is not None and claim.beside)
             self.must(bool(waiting) and beside, "a replica stands beside a copy that is not enough", decision)
         elif cause is d.LoadCause.pinned:
             self.must(blob in self.ever_pinned, "pinned loads are of pinned models", decision)
@@ -269,9 +270,9 @@ class Oracle(Ledger):
         runner = worker.runners.get(decision.model)
         self.must(runner is not None and runner.state == "ready", "only residents are drained", decision, runner)
         assert runner is not None
-        if decision.cause is d.UnloadCause.room:
+        if decision.wanted_by is not None or decision.cause is d.UnloadCause.room:
             self._judge_victim(worker, runner, decision)
-        elif decision.cause in (d.UnloadCause.ahead, d.UnloadCause.replica):
+        if decision.cause in (d.UnloadCause.ahead, d.UnloadCause.replica):
             self.must(not runner.used, "a busy runner does not leave unasked", decision, runner)
             self.must(not self.pinned(decision.model), "a pinned model is no victim", decision)
             self._judge_unwanted(worker, decision)
@@ -309,7 +310,9 @@ class Oracle(Ledger):
         self.must(not (young and runner.used), "a young busy runner is no victim", decision, runner)
         if not fresh:
             num_ctx = self.canonical(wanted)
-            claim = ClaimBook(self.need(worker, wanted, num_ctx), num_ctx, self.now, victims=dict(again))
+            beside = any(wanted in other.runners for other in self.workers.values())
+            need = self.need(worker, wanted, num_ctx)
+            claim = ClaimBook(need, num_ctx, self.now, beside=beside, victims=dict(again))
             worker.claims[wanted] = claim
             self._claimed[decision.worker, wanted] = None
         assert claim is not None
@@ -412,6 +415,11 @@ class Oracle(Ledger):
             since = self.stranded_since.get(blob)
             told = since is None or self.now < since + self.config.worker_lost_grace_us
             self.must(told, "who has lost his worker is told so", blob, since)
+        for worker in self.workers.values():
+            if worker.claims and worker.operation is None and worker.routable and worker.observed > worker.lost_at:
+                worker.claims = {
+                    blob: claim for blob, claim in worker.claims.items() if claim.victims
+                }  # others gave up
         if len(self.waiting) <= MODELS_SURELY_TRIED:
             for blob, waiting in self.waiting.items():
                 self._judge_idle_workers(blob, waiting)

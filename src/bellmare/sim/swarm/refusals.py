@@ -39,22 +39,30 @@ def judge_refusal(books: Ledger, request: RequestBook, decision: d.Reject) -> No
     elif why is d.Refusal.model_does_not_fit:
         must(not _surely_fits(books, request), "does_not_fit only if so", decision)
     elif why is d.Refusal.load_failed:
-        must(request.blob in books.failed_now, "load_failed only when a load failed", decision)
+        failed = request.blob in books.failed_now or _rests_somewhere(books, request)
+        must(failed, "load_failed only when a load failed", decision)
     elif why is d.Refusal.worker_failed:
         spent = request.attempts >= config.attempts_max or request.crashes >= CRASHES_MAX
         must(spent, "worker_failed only when the attempts are spent", decision, request)
-    _judge_retry_after(books, request, decision, others=others)
+    _judge_retry_after(books, request, decision)
 
 
-def _judge_retry_after(books: Ledger, request: RequestBook, decision: d.Reject, *, others: int) -> None:
+def _judge_retry_after(books: Ledger, request: RequestBook, decision: d.Reject) -> None:
     wait = decision.retry_after_us
-    if decision.refusal not in RETRYABLE:
-        books.must(wait == 0, "retrying soon is pointless", decision)
+    if decision.refusal not in RETRYABLE and not wait:
         return
+    later = decision.refusal in RETRYABLE
+    if decision.refusal is d.Refusal.load_failed:
+        later = _rests_somewhere(books, request)
+    elif decision.refusal is d.Refusal.model_does_not_fit:
+        later = any(worker.foreign for worker in books.workers.values())
+    books.must(later, "retrying soon is pointless", decision)
     most = books.config.retry_after_max_us
     books.must(min(8 * SECOND // 10, most) <= wait <= most, "Retry-After within bounds", decision)
-    predicted = ready_wait(books, request.blob, others)
-    if predicted is not None and decision.refusal is not d.Refusal.no_healthy_worker:
+    if decision.refusal not in (d.Refusal.queue_full, d.Refusal.wait_too_long):
+        return
+    predicted = ready_wait(books, request.blob, request.ahead)
+    if predicted is not None:
         books.must(wait >= min(predicted, most) // 2, "Retry-After is honest", decision, predicted)
 
 
@@ -78,6 +86,11 @@ def judge_admission(books: Ledger, request: RequestBook) -> None:
     if certain is not None and request.ahead:
         bound = min(config.queue_wait_max_us, request.event.deadline_us - books.now)
         books.must(certain <= bound * DOUBT, "nobody is let in to time out", request, certain, bound)
+
+
+def _rests_somewhere(books: Ledger, request: RequestBook) -> bool:
+    """Whether a failed load of its model is not to be tried again yet, on some worker."""
+    return any(worker.refused_until.get(request.blob, 0) > books.now for worker in books.workers.values())
 
 
 def _surely_fits(books: Ledger, request: RequestBook) -> bool:
