@@ -86,7 +86,9 @@ class WorkerBook:
     """When the core last sent a model away from here for others' sake."""
     claims: dict[ModelId, ClaimBook] = field(default_factory=dict)
     refused_until: dict[ModelId, int] = field(default_factory=dict)
-    """Back-off after a failed load."""
+    """Back-off after a failed load, as far as it is certain."""
+    resting_until: dict[ModelId, int] = field(default_factory=dict)
+    """The same, as long as it may be."""
     failed_loads: dict[ModelId, int] = field(default_factory=dict)
     """In a row: the back-off doubles each time."""
     unloads_broken: int = 0

@@ -352,6 +352,7 @@ class Ledger:
         runner.state, runner.granted = "ready", runner.num_ctx
         runner.ready, runner.load_span = self.now, self.now - book.started
         worker.refused_until.pop(decision.model, None)
+        worker.resting_until.pop(decision.model, None)
         worker.failed_loads.pop(decision.model, None)
 
     def _load_broke(
@@ -366,8 +367,9 @@ class Ledger:
             self.failed_now[decision.model] = None
             tries = worker.failed_loads[decision.model] = worker.failed_loads.get(decision.model, 0) + 1
             certain = tries if worker.unloads_broken < UNLOAD_TRIES else 1
-            span = min(self.config.load_backoff_us << (certain - 1), self.config.load_backoff_max_us)
-            worker.refused_until[decision.model] = self.now + span
+            span, most = self.config.load_backoff_us, self.config.load_backoff_max_us
+            worker.refused_until[decision.model] = self.now + min(span << (certain - 1), most)
+            worker.resting_until[decision.model] = self.now + min(span << (tries - 1), most)
 
     # ------------------------------------------------------------------ operators, hints, time
 

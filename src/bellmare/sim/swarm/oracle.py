@@ -248,7 +248,7 @@ class Oracle(Ledger):
             worker.evicted[decision.model] = self.now
         if decision.cause is d.UnloadCause.room:
             self.must(decision.wanted_by is not None, "room is made for somebody", decision)
-        elif decision.cause in (d.UnloadCause.ahead, d.UnloadCause.replica):
+        elif decision.cause in (d.UnloadCause.ahead, d.UnloadCause.replica) and decision.wanted_by is None:
             self._judge_unwanted(worker, decision)
         elif decision.cause is d.UnloadCause.operator:
             self.must(decision.model in self.asked_out, "operators' unloads were asked for", decision)
@@ -270,9 +270,10 @@ class Oracle(Ledger):
         runner = worker.runners.get(decision.model)
         self.must(runner is not None and runner.state == "ready", "only residents are drained", decision, runner)
         assert runner is not None
+        again = False
         if decision.wanted_by is not None or decision.cause is d.UnloadCause.room:
-            self._judge_victim(worker, runner, decision)
-        if decision.cause in (d.UnloadCause.ahead, d.UnloadCause.replica):
+            again = not self._judge_victim(worker, runner, decision)
+        if decision.cause in (d.UnloadCause.ahead, d.UnloadCause.replica) and not again:
             self.must(not runner.used, "a busy runner does not leave unasked", decision, runner)
             self.must(not self.pinned(decision.model), "a pinned model is no victim", decision)
             self._judge_unwanted(worker, decision)
@@ -287,8 +288,11 @@ class Oracle(Ledger):
         runner.state, runner.since, runner.why = "draining", self.now, decision.cause
         self.meet("drained busy" if runner.used else "drained idle")
 
-    def _judge_victim(self, worker: WorkerBook, runner: RunnerBook, decision: d.Drain) -> None:
-        """Who may be sent away for ``wanted_by`` (I4, I5): not pinned, not waited for, not too young, not in vain."""
+    def _judge_victim(self, worker: WorkerBook, runner: RunnerBook, decision: d.Drain) -> bool:
+        """Who may be sent away for ``wanted_by`` (I4, I5): not pinned, not waited for, not too young, not in vain.
+
+        False if it was chosen before, and drains again because its unload broke or it was seen again.
+        """
         wanted, blob = decision.wanted_by, decision.model
         self.must(wanted is not None and wanted in self.blobs, "room is made for somebody", decision)
         assert wanted is not None
@@ -298,7 +302,7 @@ class Oracle(Ledger):
         if claim is not None and blob in claim.victims and not fresh:
             self.meet("drained again")
             again[blob] = None
-            return  # chosen before; its unload broke, or it was seen again
+            return False
         self.must(not self.pinned(blob), "a pinned model is no victim", decision)
         waited, young = bool(self.waiting.get(blob)), self.now < runner.ready + runner.load_span
         self.must(not waited or runner.used > 0, "an idle victim is waited for by nobody", decision)
@@ -320,6 +324,7 @@ class Oracle(Ledger):
         for holds, why in ((runner.used, "busy"), (waited, "waited for"), (young, "young")):
             if holds:
                 claim.costly.append(f"{blob} is {why}")
+        return True
 
     def _Undrain(self, decision: d.Undrain) -> None:  # noqa: N802
         if decision.worker not in self.workers:
@@ -463,6 +468,7 @@ class Oracle(Ledger):
             memory.pop(blob, None)
         for worker in self.workers.values():
             worker.refused_until.pop(blob, None)
+            worker.resting_until.pop(blob, None)
             worker.failed_loads.pop(blob, None)
             worker.claims.pop(blob, None)
 

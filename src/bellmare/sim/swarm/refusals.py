@@ -2,7 +2,7 @@
 
 from bellmare.core import decisions as d
 from bellmare.core.units import ModelId
-from bellmare.sim.swarm.books import MIB, SECOND, RequestBook
+from bellmare.sim.swarm.books import MIB, SECOND, UNLOAD_TRIES, RequestBook
 from bellmare.sim.swarm.ledger import Ledger
 
 RETRYABLE = (d.Refusal.queue_full, d.Refusal.wait_too_long, d.Refusal.no_healthy_worker)
@@ -89,8 +89,11 @@ def judge_admission(books: Ledger, request: RequestBook) -> None:
 
 
 def _rests_somewhere(books: Ledger, request: RequestBook) -> bool:
-    """Whether a failed load of its model is not to be tried again yet, on some worker."""
-    return any(worker.refused_until.get(request.blob, 0) > books.now for worker in books.workers.values())
+    """Whether a failed load of its model may not be tried again yet, on some worker."""
+    return any(
+        worker.resting_until.get(request.blob, 0) > books.now or worker.unloads_broken >= UNLOAD_TRIES
+        for worker in books.workers.values()
+    )
 
 
 def _surely_fits(books: Ledger, request: RequestBook) -> bool:
