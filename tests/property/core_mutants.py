@@ -101,7 +101,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "only the head of a queue is served",
-        ("queueing", "if not (_serve_one(fleet, head) or _serve_other(fleet, model)):", "if not _serve_one(fleet, head):"),
+        ("queueing", "        if _serve_one(fleet, request):\n            return True\n", ""),
         "nobody waits beside a free slot",
     ),
     _mutant(
