@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from types import ModuleType
 
 REQUESTS = 300
-SEEDS = 8
+SEEDS = 24
 """From the mutant's own first seed on: it falls there, or soon after if the draws have changed."""
 
 

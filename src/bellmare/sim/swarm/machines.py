@@ -180,10 +180,10 @@ class Machines(Stage):
         for blob, runner in worker.runners.items():
             known = book.runners.get(blob)
             younger = known is not None and known.since >= event.started_us
-            if shown.get(blob) == runner.bytes and not younger and book.gone.get(blob, -1) < event.started_us:
-                runner.told = blob in self.oracle.blobs or event.stored is not None
-            elif blob not in shown and not younger:
-                runner.told = False  # another of the same model: the one that was seen is gone
+            if younger:
+                continue
+            seen = shown.get(blob) == runner.bytes and book.gone.get(blob, -1) < event.started_us
+            runner.told = seen and (blob in self.oracle.blobs or event.stored is not None)
 
     def observe_now(self, name: WorkerId) -> None:
         """A look whose answer arrives at once."""
