@@ -15,6 +15,8 @@ from bellmare.sim.faults import FaultyWorld
 from bellmare.sim.workload import Workload, randomness
 from bellmare.sim.world import request_index
 
+DAY_US = 24 * 3600 * SECOND_US
+
 
 class SimClients(msgspec.Struct, frozen=True):
     """How clients behave. The defaults wait for ever and never come back: an open-loop trace."""
@@ -26,7 +28,7 @@ class SimClients(msgspec.Struct, frozen=True):
     tries_max: int = 1
     """How often a client asks who is refused with a Retry-After; he comes back when it says."""
     deadline_us: int = 0
-    """Given to the core with each request, from its arrival; zero: the drive's own."""
+    """Given to the core when a client asks again (the first time: ``Drive.deadline_us``); zero: a day."""
 
 
 class ClientWorld:
@@ -100,7 +102,7 @@ class ClientWorld:
             return None
         self.came_back += 1
         arrival = self._arrivals[request_index(request)]
-        deadline_us = InstantUs(now_us + (self.clients.deadline_us or 24 * 3600 * SECOND_US))
+        deadline_us = InstantUs(now_us + (self.clients.deadline_us or DAY_US))
         return RequestArrived(
             request=request, name=self._names[arrival.model], deadline_us=deadline_us, tenant=f"user-{arrival.user}"
         )
