@@ -9,7 +9,7 @@ TESTS ?=
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra embedded --group build \
 	--generate-hashes --no-emit-index-url --exclude-newer "7 days" --custom-compile-command "make lock"
 
-.PHONY: help up test fast check format bench-core lock docs clean
+.PHONY: help up test fast check format simulate mutants bench-core lock docs clean
 
 help:
 	@echo "make up          start bellmare with what this machine has (ARGS=... are passed on)"
@@ -17,6 +17,8 @@ help:
 	@echo "make fast        unit tests only, a few seconds"
 	@echo "make check       format, lint, types, import contracts, house rules"
 	@echo "make format      bring the code into format"
+	@echo "make simulate    320,000 requests of random fleets past the oracle (ARGS=\"--seeds N\"; see docs/simulation-testing.md)"
+	@echo "make mutants     plant bugs in the core; each must be caught"
 	@echo "make bench-core  measure the decision core"
 	@echo "make docs        write the generated documents again"
 	@echo "make lock        resolve the dependencies again (ARGS=--upgrade for newer ones)"
@@ -49,6 +51,13 @@ check: .venv/.dev
 format: .venv/.dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+# 320 seeds: with refused clients that come back, a little more than 320,000 requests.
+simulate: .venv/.dev
+	@$(BIN)/python -m bellmare.sim.swarm --seeds 320 --requests 1000 --jobs $(JOBS) $(ARGS)
+
+mutants: .venv/.dev
+	$(BIN)/python -m pytest -n $(JOBS) $(ARGS) tests/property/test_core_mutants.py
 
 bench-core: .venv/.dev
 	@$(BIN)/python -m bellmare.bench.core $(ARGS)

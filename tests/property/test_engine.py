@@ -5,13 +5,19 @@ from __future__ import annotations
 
 import os
 
-from core_healing import heal
-from core_world import FAULTS, NAMES, World
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
+from bellmare.core.events import FaultKind, HintGiven, HintSource, Priority, RequestKind
+from bellmare.sim.swarm.draws import PLAIN
+from bellmare.sim.swarm.healing import heal
+from bellmare.sim.swarm.world import Ask, World
+
 EXAMPLES = int(os.environ.get("BELLMARE_EXAMPLES", "120"))
+SECOND_US = 1_000_000
+NAMES = tuple(PLAIN.sizes)
+FAULTS = tuple(FaultKind)
 PICK = st.integers(0, 7)
 NAME = st.integers(0, len(NAMES) - 1)
 FAULT = st.integers(0, len(FAULTS) - 1)
@@ -31,14 +37,26 @@ class EngineMachine(RuleBasedStateMachine):
         for name in list(self.world.workers):
             self.world.observe_now(name)
 
-    @rule(name=st.integers(0, len(NAMES)), wait_s=st.integers(0, 150), kind=PICK, tokens=st.integers(0, 20_000))
-    def arrives(self, name: int, wait_s: int, kind: int, tokens: int) -> None:
-        self.world.arrive(name, wait_s, kind, tokens)
+    @rule(
+        name=st.integers(0, len(NAMES)),
+        wait_s=st.integers(0, 150),
+        kind=st.sampled_from(RequestKind),
+        tokens=st.integers(0, 20_000),
+        tenant=st.sampled_from(("", "a", "b")),
+        priority=st.sampled_from(Priority),
+    )
+    def arrives(self, name: int, wait_s: int, kind: RequestKind, tokens: int, tenant: str, priority: Priority) -> None:
+        ask = Ask(self.world.name(name), wait_s * SECOND_US, kind, tokens, tenant, priority)
+        self.world.arrive(ask)
+
+    @rule(name=st.integers(0, len(NAMES)), source=st.sampled_from(HintSource), in_s=st.integers(0, 30))
+    def hinted(self, name: int, source: HintSource, in_s: int) -> None:
+        self.world.hint(HintGiven(source=source, name=self.world.name(name), tenant="a", in_us=in_s * SECOND_US))
 
     @rule(name=NAME, count=st.integers(2, 16))
     def many_arrive(self, name: int, count: int) -> None:
         for _ in range(count):
-            self.world.arrive(name, 60, 0, 100)
+            self.world.arrive(Ask(NAMES[name]))
 
     @rule(pick=PICK)
     def first_token(self, pick: int) -> None:

@@ -187,7 +187,7 @@ def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model, *, worker: Worker 
     if plan is None:
         return None
     left_us = plan.worker.left.get(model.model, InstantUs(-1))
-    if left_us >= 0 and fleet.now_us - left_us < THRASH * plan.load_us and not model.demand.hints:
+    if left_us >= 0 and fleet.now_us - left_us < THRASH * plan.load_us:
         return None
     unload_s = unload_estimate_us(plan.worker) / SECOND_US
     gain -= (1 + THETA) * plan.lost + unload_s * (1 - soon)

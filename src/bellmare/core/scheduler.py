@@ -20,7 +20,6 @@ from bellmare.core.state import Model, Operation, OperationKind, Placement, Requ
 from bellmare.core.units import SECOND_US, Bytes, InstantUs, ModelId, OperationId, SpanUs
 from bellmare.core.victims import Claim, fits
 
-ROOM_AHEAD = True
 FORESEEN_PER_STEP_MAX = 4
 AGEING = 0.3
 AHEAD = (LoadCause.prewarm, LoadCause.hint)
@@ -220,19 +219,18 @@ def advance(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
 
 def _work_ahead(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
     """Nothing has to be done here: what would spare the next ones a wait?"""
-    if not fleet.config.ahead or not policy.prices:
+    if not fleet.config.ahead:
         return
     if fleet.available(worker):
-        found = prewarm.best_ahead(fleet, policy, worker)
+        found = policy.ahead(fleet, worker)
         if found is not None:
             start(fleet, policy, found.model, plan=found.plan, cause=found.cause)
             return
-    if not ROOM_AHEAD:
-        return
     runner = prewarm.room_ahead(fleet, policy, worker)
     if runner is not None:
         worker.room_us = fleet.now_us
-        ask_to_leave(fleet, worker, runner, cause=UnloadCause.ahead)
+        _drain(fleet, worker, runner, cause=UnloadCause.ahead, wanted_by=None)
+        worker.leaving[runner.model] = UnloadCause.ahead
         _let_leave(fleet, worker)
 
 
@@ -398,7 +396,7 @@ def _let_leave(fleet: Fleet, worker: Worker) -> bool:
     """Unload a runner that was asked to leave and is idle."""
     for model, cause in list(worker.leaving.items()):
         runner = worker.runners[model]
-        if fleet.name_on(worker, model, prefer=runner.name) is None:
+        if fleet.name_on(worker, model, prefer=runner.name) is None or _wanted_again(fleet, runner, cause):
             _let_stay(fleet, worker, runner)
             continue
         if runner.residency is Residency.resident:
@@ -410,8 +408,15 @@ def _let_leave(fleet: Fleet, worker: Worker) -> bool:
     return False
 
 
+def _wanted_again(fleet: Fleet, runner: Runner, cause: UnloadCause) -> bool:
+    """It was to leave ahead of demand, its unload did not come off, and now it is there or asked for: no hurry."""
+    if cause is not UnloadCause.ahead:
+        return False
+    return runner.residency is Residency.resident or fleet.state.models[runner.model].waiting > 0
+
+
 def _let_stay(fleet: Fleet, worker: Worker, runner: Runner) -> None:
-    """No name reaches it any more, so that it cannot be unloaded; it serves again if a name comes back."""
+    """No name reaches it any more, so that it cannot be unloaded, or nobody has a reason left; it serves again."""
     del worker.leaving[runner.model]
     if runner.residency is Residency.draining:
         fleet.move(worker, runner, Cue.undrain)

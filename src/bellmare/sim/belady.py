@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from bellmare.core.eviction.policy import R, Resident
 from bellmare.core.fleet import Fleet
-from bellmare.core.state import Model
+from bellmare.core.prewarm import Ahead
+from bellmare.core.state import Model, Worker
 from bellmare.core.units import SECOND_US, ModelId
 from bellmare.sim.workload import Workload
 
@@ -35,6 +36,9 @@ class Belady:
     def asked(self, fleet: Fleet, model: Model) -> None: ...
 
     def left(self, fleet: Fleet, resident: Resident) -> None: ...
+
+    def ahead(self, fleet: Fleet, worker: Worker) -> Ahead | None:
+        return None
 
     def soon(self, fleet: Fleet, model: ModelId, tau_s: float) -> float:
         return 0.0

@@ -57,6 +57,7 @@ class Drive:
         *,
         watcher: Watcher | None = None,
         hints: Sequence[TimedHint] = (),
+        deadline_us: int = PATIENCE_US,
     ) -> None:
         self.engine = engine
         self.world = world
@@ -66,6 +67,8 @@ class Drive:
         self._reading_ns = _reading_ns()
         self._watcher = watcher
         self._hints = deque(sorted(hints, key=lambda timed: timed.at_us))
+        self._deadline_us = deadline_us
+        """From each arrival to the instant by which it must have been dispatched."""
         self._now_us = 0
 
     @property
@@ -106,7 +109,7 @@ class Drive:
 
     def _arrived(self, name: str, number: int, *, user: int) -> RequestArrived:
         at_us = self.tally.workload.arrivals[number].at_us
-        deadline_us = InstantUs(at_us + PATIENCE_US)
+        deadline_us = InstantUs(at_us + self._deadline_us)
         return RequestArrived(request=request_id(number), name=name, deadline_us=deadline_us, tenant=f"user-{user}")
 
     def _join(self) -> None:

@@ -30,6 +30,20 @@ class FleetError(ValueError):
     """A fleet that cannot be read, with the reason."""
 
 
+class SimFaults(msgspec.Struct, frozen=True):
+    """How often machines fail (policy.md 6, S10). What comes of it is in ``faults``."""
+
+    lost_per_day: float = 0.0
+    """Losses per worker and day; what was loaded there is gone."""
+    away_min_us: int = 20 * SECOND_US
+    away_max_us: int = 300 * SECOND_US
+    """A server that restarts, and a machine that boots."""
+    load_failed_percent: float = 0.0
+    load_slow_percent: float = 0.0
+    slow_factor: int = 4
+    """A slow load takes so many times as long: a disk that others use too."""
+
+
 class SimMachine(msgspec.Struct, frozen=True):
     """One worker of one GPU. Spans and rates are those of policy.md 3."""
 
@@ -41,6 +55,7 @@ class SimMachine(msgspec.Struct, frozen=True):
     disk_bytes_per_s: int = 2_000_000_000
     host_bytes_per_s: int = 6_000_000_000
     """From the page cache to the GPU."""
+    faults: SimFaults | None = None
 
     @property
     def text(self) -> str:
@@ -57,6 +72,8 @@ class SimFleet(msgspec.Struct, frozen=True):
     """Workers in order, each with a machine of its own."""
 
     machines: tuple[SimMachine, ...]
+    faults: SimFaults | None = None
+    """Not part of ``text``: they belong to a scenario."""
 
     @property
     def workers(self) -> int:

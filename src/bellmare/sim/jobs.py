@@ -156,7 +156,8 @@ def _end_with(sentinel: int) -> None:
 def do(job: Job, progress: Callable[[int, int], None] | None = None) -> Outcome:
     """Run one job here. ``progress`` is told of arrivals: how many so far, and of how many."""
     workload = _workload(job.trace, "" if job.trace else job.name, job.seed)
-    fleet, count = read_fleet(job.fleet), len(workload.arrivals)
+    faults = None if job.trace else SCENARIOS[job.name].faults
+    fleet, count = msgspec.structs.replace(read_fleet(job.fleet), faults=faults), len(workload.arrivals)
     recorder = TimelineRecorder(workload) if job.timeline else None
     done = run(
         workload,

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from bellmare.sim.fleet import SimFleet, read_fleet
+from bellmare.sim.fleet import SimFaults, SimFleet, read_fleet
 from bellmare.sim.workload import Workload
 from bellmare.sim.workloads.generated import Sessions, chains, clients, functions, sessions
 
@@ -20,6 +20,7 @@ class Scenario(msgspec.Struct, frozen=True):
     build: Callable[[int, int], Workload]
     """From a seed and the number of requests at most."""
     fleets: tuple[SimFleet, ...]
+    faults: SimFaults | None = None
 
 
 def _sessions(load: int = 1, service_percent: int = 30) -> Callable[[int, int], Workload]:
@@ -37,6 +38,10 @@ def _warm(text: str) -> tuple[SimFleet, ...]:
     return (read_fleet(f"{text},ram={WARM_TIER_GB}GB"),)
 
 
+FAULTS = SimFaults(lost_per_day=2.0, load_failed_percent=2.0, load_slow_percent=5.0)
+"""Bad days: every worker is lost twice a day, two loads in a hundred fail, five drag."""
+
+
 SCENARIOS: dict[str, Scenario] = {
     scenario.name: scenario
     for scenario in (
@@ -51,6 +56,7 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("S7", "RAG and agent chains", chains, _fleets("1x24GB", "1x48GB")),
         Scenario("S8", "sessions, long requests", _sessions(service_percent=100), _fleets("1x48GB")),
         Scenario("S9", "sessions, 64 GB of host memory", _sessions(), _warm("1x24GB")),
+        Scenario("S10", "sessions, workers lost, loads failing", _sessions(), _fleets("4x24GB"), FAULTS),
     )
 }
-"""S10 (faults) and everything with hints or a predictor is not here."""
+"""What is announced by hints is a matter of the policy (``runs``), so that the same requests are served with and without."""

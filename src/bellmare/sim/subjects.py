@@ -7,7 +7,7 @@ import msgspec
 
 from bellmare.sim.fleet import SimFleet, read_fleet
 from bellmare.sim.jobs import Job
-from bellmare.sim.runs import DEFAULT_POLICIES, KNOWING, STOCK, Policy
+from bellmare.sim.runs import DEFAULT_POLICIES, KNOWING, STOCK, Policy, possible
 from bellmare.sim.scenarios import SCENARIOS, Scenario
 from bellmare.sim.suites import SUITES, Suite
 from bellmare.sim.workloads.traces import TraceError, fleets_for, load_trace, recognise, trace_name, traces_in
@@ -50,6 +50,7 @@ class Subject(msgspec.Struct, frozen=True):
     trace: str
     """Path; empty: a scenario."""
     fleets: tuple[str, ...]
+    faults: bool = False
 
 
 class Plan(msgspec.Struct, frozen=True):
@@ -79,10 +80,14 @@ def plan(asked: Asked) -> Plan:
         for subject in subjects
         for fleet in subject.fleets
         for policy in policies
+        if possible(policy, faults=subject.faults)
         for seed in range(asked.first_seed, asked.first_seed + seeds)
     ]  # fmt: skip
     if not jobs:
-        raise UsageError("nothing to run: " + "; ".join(remarks))
+        why = remarks or [
+            "faults are a thing of the quick world, which stock Ollama and the twins do not run in: try lru"
+        ]
+        raise UsageError("nothing to run: " + "; ".join(why))
     if len(jobs) > RUNS_MAX:
         raise UsageError(f"{len(jobs)} runs: at most {RUNS_MAX} at once")
     return Plan(jobs, remarks)
@@ -123,7 +128,8 @@ def _generated(name: str, fleet: str) -> Subject:
     known = SCENARIOS.get(name)
     if known is None:
         raise UsageError(f"no scenario '{name}'; there are {', '.join(SCENARIOS)}, all")
-    return Subject(known.name, "", tuple(machines.text for machines in _on(known, fleet)))
+    texts = tuple(machines.text for machines in _on(known, fleet))
+    return Subject(known.name, "", texts, faults=known.faults is not None)
 
 
 def _on(scenario: Scenario, fleet: str) -> tuple[SimFleet, ...]:

@@ -115,7 +115,7 @@ class LightWorld:
         self._index = {ModelId(model.blob): number for number, model in enumerate(workload.models)}
         self._open_runners = [0] * len(workload.models)
         self._running: dict[RequestId, Held] = {}
-        self._heap: list[tuple[int, int, Event | Callable[[int], Event]]] = []
+        self._heap: list[tuple[int, int, Event | Callable[[int], Event | None]]] = []
         self._sequence = 0
         self._stored = stored_models(workload.models)
         self._handlers: dict[type[Decision], Callable[[int, Any], None]] = {
@@ -155,7 +155,9 @@ class LightWorld:
         at_us, _, what = heapq.heappop(self._heap)
         assert at_us == now_us, "events are taken when they are due"
         event = what if isinstance(what, Event) else what(now_us)
-        if type(event) is RequestFinished:
+        if event is None:
+            return []  # overtaken by something that happened since
+        if type(event) is RequestFinished and event.outcome is Outcome.completed:
             self._running.pop(event.request).taken -= 1
             self.tally.ended(request_index(event.request), now_us)
         return [event]
@@ -196,7 +198,7 @@ class LightWorld:
             self._later(now_us + gpu.machine.spawn_us, lambda _: self._load_failed(gpu, decision))
             return
         gpu.held[decision.model] = held
-        span_us = load_us(gpu.machine, model, cached=model.blob in gpu.cache)
+        span_us = self._load_span_us(gpu, model)
         self.tally.load_began(model.blob, now_us)
         if decision.cause in AHEAD:
             held.ahead = True
@@ -204,7 +206,10 @@ class LightWorld:
         self.tally.load_took(span_us)
         self._later(now_us + span_us, lambda _: self._load_done(gpu, decision, held))
 
-    def _load_failed(self, gpu: Gpu, decision: Load) -> Event:
+    def _load_span_us(self, gpu: Gpu, model: SimModel) -> int:
+        return load_us(gpu.machine, model, cached=model.blob in gpu.cache)
+
+    def _load_failed(self, gpu: Gpu, decision: Load) -> Event | None:
         gpu.operation = None
         return OperationEnded(
             operation=decision.operation,
@@ -213,7 +218,7 @@ class LightWorld:
             detail="out of memory",
         )
 
-    def _load_done(self, gpu: Gpu, decision: Load, held: Held) -> Event:
+    def _load_done(self, gpu: Gpu, decision: Load, held: Held) -> Event | None:
         model = self._models[held.model]
         gpu.operation = None
         gpu.cache.touch(model.blob, model.weights_bytes)
@@ -232,7 +237,7 @@ class LightWorld:
         self.tally.evicted(self._models[held.model].blob, now_us)
         self._later(now_us + gpu.machine.unload_us, lambda _: self._unload_done(gpu, decision, held))
 
-    def _unload_done(self, gpu: Gpu, decision: Unload, held: Held) -> Event:
+    def _unload_done(self, gpu: Gpu, decision: Unload, held: Held) -> Event | None:
         gpu.operation = None
         del gpu.held[decision.model]
         gpu.used_bytes -= held.size_bytes
@@ -249,7 +254,7 @@ class LightWorld:
 
     # ------------------------------------------------------------------ small things
 
-    def _later(self, at_us: int, what: Event | Callable[[int], Event]) -> None:
+    def _later(self, at_us: int, what: Event | Callable[[int], Event | None]) -> None:
         self._sequence += 1
         heapq.heappush(self._heap, (at_us, self._sequence, what))
 

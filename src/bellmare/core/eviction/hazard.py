@@ -11,8 +11,9 @@ from typing import ClassVar
 from bellmare.core import forecast, hints
 from bellmare.core.eviction.policy import R, Resident, used_us
 from bellmare.core.fleet import Fleet
+from bellmare.core.prewarm import Ahead, best_ahead
 from bellmare.core.residency import Residency
-from bellmare.core.state import Experience, Model
+from bellmare.core.state import Experience, Model, Worker
 from bellmare.core.units import GIB, SECOND_US, ModelId
 
 HORIZON = 0.3
@@ -53,6 +54,9 @@ class HazardValue:
         tau_s = HORIZON * forecast.idle_s(fleet)
         value = self.soon(fleet, resident.model, tau_s) * resident.load_us / SECOND_US
         return value * SPARE_COPY if _spare(fleet, resident) else value
+
+    def ahead(self, fleet: Fleet, worker: Worker) -> Ahead | None:
+        return best_ahead(fleet, self, worker)
 
     def soon(self, fleet: Fleet, model_id: ModelId, tau_s: float) -> float:
         """p(tau) of a model, hints included."""

@@ -1,11 +1,14 @@
 """What every policy is: a way to value residents. Of the live cache and of the shadows' alike."""
 
 from collections.abc import Sequence
-from typing import ClassVar, Protocol, TypeVar
+from typing import TYPE_CHECKING, ClassVar, Protocol, TypeVar
 
 from bellmare.core.fleet import Fleet
-from bellmare.core.state import Model
+from bellmare.core.state import Model, Worker
 from bellmare.core.units import SECOND_US, Bytes, InstantUs, ModelId, SpanUs
+
+if TYPE_CHECKING:
+    from bellmare.core.prewarm import Ahead
 
 
 class Resident(Protocol):
@@ -41,6 +44,9 @@ class EvictionPolicy(Protocol):
     def loss(self, fleet: Fleet, victims: Sequence[Resident]) -> float:
         """What losing all of ``victims`` costs, comparable between workers; 0.0 for none."""
 
+    def ahead(self, fleet: Fleet, worker: Worker) -> "Ahead | None":
+        """A load on an idle worker that pays although nobody waits for it; None: there is none."""
+
     def soon(self, fleet: Fleet, model: ModelId, tau_s: float) -> float:
         """p(tau): the probability that the model is asked for before a moment that comes at rate 1 / ``tau_s``. Only of
         policies that price."""
@@ -63,6 +69,9 @@ class ByRecency:
     def asked(self, fleet: Fleet, model: Model) -> None: ...
 
     def left(self, fleet: Fleet, resident: Resident) -> None: ...
+
+    def ahead(self, fleet: Fleet, worker: Worker) -> "Ahead | None":
+        return None
 
     def soon(self, fleet: Fleet, model: ModelId, tau_s: float) -> float:
         return 0.0
