@@ -2,7 +2,7 @@
 
 from bellmare.core.decisions import Answer, LoadCause, UnloadCause
 from bellmare.core.events import LoadRequested, UnloadRequested
-from bellmare.core.eviction import EvictionPolicy
+from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.fleet import Fleet
 from bellmare.core.placement import Plan, choose, plan_on
 from bellmare.core.residency import Residency

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from zlib import crc32
 
 from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes, predicted_bytes, unload_estimate_us
-from bellmare.core.eviction import EvictionPolicy
+from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.fleet import Fleet
 from bellmare.core.residency import Residency
 from bellmare.core.starvation import may_be_drained

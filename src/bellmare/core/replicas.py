@@ -5,7 +5,7 @@ but where room is wanted an idle copy that its model does not need leaves before
 """
 
 from bellmare.core.costs import predicted_wait_us
-from bellmare.core.eviction import EvictionPolicy
+from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.fleet import Fleet
 from bellmare.core.placement import Plan, choose, choose_free
 from bellmare.core.residency import Residency

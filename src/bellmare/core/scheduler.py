@@ -9,7 +9,7 @@ from typing import Any
 from bellmare.core import forecast, prewarm, queueing
 from bellmare.core.costs import load_estimate_us, slots_of, unload_estimate_us
 from bellmare.core.decisions import Drain, Load, LoadCause, Undrain, Unload, UnloadCause
-from bellmare.core.eviction import EvictionPolicy
+from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.placement import Plan, choose, evictable, is_spare, plan_on, room_at_most
 from bellmare.core.replicas import worth_a_copy
