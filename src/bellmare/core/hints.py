@@ -102,7 +102,7 @@ def foresee(fleet: Fleet, model: Model) -> None:
     foreseen = fleet.state.foreseen
     foreseen.pop(model.model, None)
     foreseen[model.model] = None
-    fleet.look_ahead = True
+    fleet.state.look_ahead = True
     if len(foreseen) > FORESEEN_MAX:
         del foreseen[next(iter(foreseen))]
 

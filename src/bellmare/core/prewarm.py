@@ -92,8 +92,6 @@ OUTCOMES = 20
 """Outcomes after which the price of loads ahead is looked at again."""
 USEFUL_LOW, USEFUL_HIGH = 0.25, 0.6
 CAUTION_MIN, CAUTION_MAX = 0.5, 8.0
-THRASH = 2
-"""A model that left is not loaded ahead before so many times its load span have passed."""
 
 
 class Ahead(NamedTuple):
@@ -186,8 +184,7 @@ def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model, *, worker: Worker 
         plan = plan_on(fleet, policy, worker, model=model, drain=False)
     if plan is None:
         return None
-    left_us = plan.worker.left.get(model.model, InstantUs(-1))
-    if left_us >= 0 and fleet.now_us - left_us < THRASH * plan.load_us:
+    if plan.worker.resting.get(model.model, 0) > fleet.now_us:
         return None
     unload_s = unload_estimate_us(plan.worker) / SECOND_US
     gain -= (1 + THETA) * plan.lost + unload_s * (1 - soon)

@@ -137,7 +137,7 @@ def _take_loaded(fleet: Fleet, worker: Worker, event: WorkerObserved) -> None:
     for loaded in event.loaded:
         model = fleet.state.models.get(loaded.model) if loaded.model is not None else None
         if model is None:
-            foreign += loaded.bytes
+            foreign += loaded.bytes + worker.unshown_bytes  # a runner all the same
             continue
         seen[model.model] = None
         _take_one(fleet, worker, model, sight=(loaded, event.started_us))
@@ -150,6 +150,9 @@ def _take_loaded(fleet: Fleet, worker: Worker, event: WorkerObserved) -> None:
         if left_us < event.started_us:
             del worker.left[model_id]
             fleet.doubt(model_id)
+    for model_id, until_us in list(worker.resting.items()):
+        if until_us <= fleet.now_us:
+            del worker.resting[model_id]
 
 
 def _newer(fleet: Fleet, worker: Worker, runner: Runner, *, started_us: InstantUs) -> bool:

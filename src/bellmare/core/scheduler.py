@@ -37,9 +37,9 @@ ADOPT_TIMEOUT_US = SpanUs(60 * SECOND_US)
 def run(fleet: Fleet, policy: EvictionPolicy) -> None:
     """Do all that follows from the marks that the event left, up to the step's bounds."""
     _settle(fleet, policy)
-    if fleet.look_ahead:
-        fleet.look_ahead = False
-        if fleet.state.foreseen and not fleet.pending and policy.prices:
+    if fleet.state.look_ahead:
+        fleet.state.look_ahead = False
+        if fleet.state.foreseen and not fleet.pending and not fleet.blocked and policy.prices:
             _foresee(fleet, policy)
     for _ in range(PLACED_PER_STEP_MAX):
         if not fleet.pending:
@@ -221,7 +221,7 @@ def _work_ahead(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
     """Nothing has to be done here: what would spare the next ones a wait?"""
     if not fleet.config.ahead:
         return
-    if fleet.available(worker):
+    if fleet.available(worker) and not fleet.pending and not fleet.blocked:
         found = policy.ahead(fleet, worker)
         if found is not None:
             start(fleet, policy, found.model, plan=found.plan, cause=found.cause)

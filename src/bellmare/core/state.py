@@ -125,6 +125,8 @@ class Worker(msgspec.Struct):
     """Runners to be unloaded for their own sake, as soon as they are idle and no operation runs."""
     left: dict[ModelId, InstantUs] = {}
     """When a runner was last gone: an observation begun before that may still show it."""
+    resting: dict[ModelId, InstantUs] = {}
+    """Models unloaded here lately, and before which instant they are not loaded again ahead of demand."""
     backoff: dict[ModelId, tuple[int, InstantUs]] = {}
     """Failed loads in a row and when the next may be tried."""
     load_bytes_per_s: int = 0
@@ -402,6 +404,8 @@ class State(msgspec.Struct):
     """Tenants by their last request, the latest last."""
     foreseen: dict[ModelId, None] = {}
     """Models that hints speak for, to be looked at whenever a loader is free."""
+    look_ahead: bool = False
+    """A hint came, or a loader became free: what is foreseen is looked at once, in this step or the next."""
     scores: dict[HintSource, Score] = {}
     forecast: Forecast = msgspec.field(default_factory=Forecast)
     experience: Experience = msgspec.field(default_factory=Experience)
