@@ -44,7 +44,7 @@ from bellmare.core.events import (
     WorkerRemoved,
     WorkerUnreachable,
 )
-from bellmare.core.eviction import policy
+from bellmare.core.eviction.registry import policy
 from bellmare.core.explain import Story
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.residency import Cue

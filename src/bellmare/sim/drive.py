@@ -12,7 +12,7 @@ from bellmare.core.config import CoreConfig
 from bellmare.core.decisions import Decision
 from bellmare.core.engine import Engine
 from bellmare.core.events import Event, RequestArrived, TimePassed
-from bellmare.core.eviction import EvictionPolicy
+from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.units import SECOND_US, InstantUs, SpanUs
 from bellmare.sim.hints import TimedHint
 from bellmare.sim.tally import Tally
