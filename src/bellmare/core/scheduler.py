@@ -39,7 +39,8 @@ def run(fleet: Fleet, policy: EvictionPolicy) -> None:
     _settle(fleet, policy)
     if fleet.look_ahead:
         fleet.look_ahead = False
-        if fleet.state.foreseen and not fleet.pending and policy.prices:
+        scarce = fleet.pending or len(fleet.blocked) >= len(fleet.room)
+        if fleet.state.foreseen and policy.prices and not scarce:
             _foresee(fleet, policy)
     for _ in range(PLACED_PER_STEP_MAX):
         if not fleet.pending:
@@ -219,8 +220,8 @@ def advance(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
 
 def _work_ahead(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
     """Nothing has to be done here: what would spare the next ones a wait?"""
-    if not fleet.config.ahead:
-        return
+    if not fleet.config.ahead or len(fleet.blocked) >= max(1, len(fleet.room)):
+        return  # those who wait need the loaders
     if fleet.available(worker):
         found = policy.ahead(fleet, worker)
         if found is not None:
@@ -241,7 +242,7 @@ def _carry_on(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
     if name is None or model.model in worker.runners or not _still_wanted(fleet, model, placement):
         cancel_placement(fleet, worker)
         return False
-    if placement.cause in AHEAD and not model.waiting and (fleet.pending or fleet.blocked):
+    if placement.cause in AHEAD and not model.waiting and (fleet.pending or len(fleet.blocked) > len(fleet.room)):
         cancel_placement(fleet, worker)
         return False
     placement.name = name  # it may have moved to another blob since
