@@ -106,7 +106,11 @@ def main() -> int:
     print('"""Shipped weights of the forecast, one row per head (``tools/fit_forecast.py``)."""\n')
     print("WEIGHTS: tuple[tuple[float, ...], ...] = (")
     for weights in fitted:
-        print(f"    ({', '.join(f'{weight:.3f}' for weight in weights)}),")
+        half = len(weights) // 2
+        print("    (")
+        for part in (weights[:half], weights[half:]):
+            print(f"        {', '.join(f'{weight:.3f}' for weight in part)},")
+        print("    ),")
     print(")  # fmt: skip")
     return 0
 

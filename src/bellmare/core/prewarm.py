@@ -1,7 +1,7 @@
-"""Work ahead of demand, on workers that have nothing to do: room for the next load, and loads that nobody waits for yet.
+"""Work ahead of demand, on workers that have nothing to do: room for the next load, loads that nobody waits for yet.
 
-Everything is weighed in seconds of expected waiting, with the moment of the next miss as horizon: p(tau) with tau = mean
-time to the next miss is the probability that a model is asked for before the next miss comes.
+Everything is weighed in seconds of expected waiting. For room the horizon is the next miss: p(tau) with tau = mean time
+to the next miss is the probability that a model is asked for before it.
 """
 
 from itertools import islice

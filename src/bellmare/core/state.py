@@ -159,7 +159,7 @@ class Want(StrEnum):
 
 
 class Demand(msgspec.Struct):
-    """When a model was asked for, and how often. Kept by ``demand``; decayed values are as of the instant beside them."""
+    """When a model was asked for, and how often. Kept by ``demand``; decayed values are of the instant beside them."""
 
     arrivals: int = 0
     last_us: InstantUs = InstantUs(-1)

@@ -35,7 +35,7 @@ Progress = Callable[[int], None]
 """Called now and then with the number of requests that have arrived."""
 
 
-def core_config(eviction: str = "lru", *, ahead: bool = True) -> CoreConfig:
+def core_config(eviction: str = "hv", *, ahead: bool = True) -> CoreConfig:
     """The core's defaults but for the bounds of its queues."""
     return CoreConfig(
         queue_per_model_max=WAITING_MAX,
@@ -58,7 +58,7 @@ class Drive:
         watcher: Watcher | None = None,
         hints: Sequence[TimedHint] = (),
         deadline_us: int = PATIENCE_US,
-    ) -> None:
+    ) -> None:  # tidy: what a run consists of
         self.engine = engine
         self.world = world
         self.tally = tally

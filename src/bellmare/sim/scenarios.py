@@ -31,7 +31,7 @@ def _sessions(load: int = 1, service_percent: int = 30) -> Callable[[int, int], 
 
 
 def _large(seed: int, requests: int) -> Workload:
-    return sessions(seed, Sessions(load=100, requests=requests, models=300, popularity_shift=20.0))
+    return sessions(seed, Sessions(load=100, requests=requests, models=300, popularity_shift=300.0))
 
 
 def _fleets(*texts: str) -> tuple[SimFleet, ...]:
@@ -64,4 +64,4 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("S10", "sessions, workers lost, loads failing", _sessions(), _fleets("4x24GB"), FAULTS),
     )
 }
-"""What is announced by hints is a matter of the policy (``runs``), so that the same requests are served with and without."""
+"""What hints announce is a matter of the policy (``runs``): the same requests are served with and without."""
