@@ -12,7 +12,7 @@ import pytest
 from bellmare.core import decisions as d
 from bellmare.core import events as e
 from bellmare.core.engine import Engine
-from bellmare.core.eviction import POLICIES
+from bellmare.core.eviction.registry import POLICIES
 from bellmare.core.units import InstantUs, ModelId, WorkerId
 from bellmare.sim.swarm import __main__ as program
 from bellmare.sim.swarm import campaign, marks

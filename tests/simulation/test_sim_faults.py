@@ -118,12 +118,12 @@ def test_s10_made_worse_still_ends_every_request_once() -> None:
     scenario = SCENARIOS["S10"]
     workload = scenario.build(1, 4_000)
     (usual,) = scenario.fleets
-    assert usual.faults is not None
-    fleet = msgspec.structs.replace(usual, faults=msgspec.structs.replace(usual.faults, lost_per_day=150.0))
+    assert scenario.faults is not None
+    fleet = msgspec.structs.replace(usual, faults=msgspec.structs.replace(scenario.faults, lost_per_day=150.0))
     first = Run(workload, fleet).go()
     assert first.world.workers_lost and first.world.loads_broken and first.world.loads_slow
     assert any(isinstance(d, Dispatch) and d.attempt > 1 for d in first.decisions)
-    assert all(gpu.used_max_bytes <= fleet.vram_bytes for gpu in first.world.gpus.values())
+    assert all(gpu.used_max_bytes <= gpu.machine.vram_bytes for gpu in first.world.gpus.values())
     served = sum(
         end != NEVER and start != NEVER for start, end in zip(first.tally.start_us, first.tally.end_us, strict=True)
     )
@@ -145,8 +145,11 @@ def test_slow_loads_take_longer_and_failed_ones_are_tried_again() -> None:
 
 
 def test_stock_and_twins_are_not_run_on_a_fleet_with_faults() -> None:
-    (fleet,) = SCENARIOS["S10"].fleets
-    assert [policy for policy in Policy if possible(policy, fleet)] == [Policy.lru, Policy.belady]
+    scenario = SCENARIOS["S10"]
+    fleet = msgspec.structs.replace(scenario.fleets[0], faults=scenario.faults)
+    kept_out = {policy for policy in Policy if not possible(policy, faults=True)}
+    assert kept_out == {Policy.stock, Policy.stock_pinned, Policy.lru_twin, Policy.hv_twin, Policy.belady_twin}
+    assert all(possible(policy, faults=False) for policy in Policy)
     with pytest.raises(AssertionError):
         run(small(Arrival(SECOND, 0, SECOND, 0)), fleet, Policy.stock)
 

@@ -5,7 +5,7 @@ import pytest
 
 from bellmare.core.decisions import CacheState, Dispatch, Drain, Load, LoadCause, Observe, Undrain, Unload, UnloadCause
 from bellmare.core.events import OperationEnded, OperationOutcome, RequestFinished, WorkerObserved
-from bellmare.core.eviction import EvictionPolicy
+from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.residency import Residency
 from bellmare.core.state import Runner
 from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, SpanUs

@@ -200,6 +200,16 @@ class Fleet:
         self.loading[model.model] = 0
         self.live[model.model] = 0
 
+    def recall(self, model: Model) -> None:
+        """What an earlier life learned of a blob that has just been seen for the first time in this one."""
+        known = self.state.remembered.pop(model.model, None)
+        if known is None:
+            return
+        model.demand, model.load_us, model.service_us = known.demand, known.load_us, known.service_us
+        if model.demand.arrivals:
+            self.state.asked.append(model.model)
+            self.state.recent[model.model] = None
+
     def forget_unused(self, model: Model) -> None:
         """Drop a model that nothing refers to any more; seen again, it is new, and what was learned is learned anew."""
         if not self.unused(model):

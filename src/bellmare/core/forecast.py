@@ -1,10 +1,11 @@
 """How soon a model will be asked for: p(tau) = E[exp(-T / tau)], T the time to its next arrival.
 
-That is the probability that the next arrival comes before a moment that comes at rate 1/tau, for instance the next miss.
+That is the probability that the next arrival comes before a moment that comes at rate 1/tau, such as the next miss.
 Four logistic heads over decayed counters, learned online from what really happened; shipped weights to begin with
 (policy findings 4.5: a linear model is enough). Pure: the same state gives the same numbers.
 """
 
+from functools import lru_cache
 from math import sqrt
 
 from bellmare.core.demand import SPANS_S, activity_at, chain_at, sessions_at
@@ -49,7 +50,8 @@ GAP_LN_MAX = 16.0
 """A hundred days."""
 NOTHING = 1e-4
 """ln(1 + x) is x below that."""
-FADING = 4
+FADING = 3
+"""Numbers are kept for an eighth of the time since the last request: forecasts fade slower and slower."""
 REGULAR_SPREAD = 0.25
 """Gaps that differ by a quarter are a timer's."""
 
@@ -71,8 +73,8 @@ def features(fleet: Fleet, demand: Demand, at_us: int) -> list[float]:
     age_ln = ln(1.0 + age_s)
     counters = demand.counters
     found = [1.0]
-    for i, span_s in enumerate(SPANS_S):
-        count = counters[i] * decay(age_s / span_s)
+    for count, span_s in zip(counters, SPANS_S):  # noqa: B905 of equal length, and strict costs a fifth
+        count *= decay(age_s / span_s)  # noqa: PLW2901
         found.append(ln(1.0 + count) if count > NOTHING else count)
     late = 0.3 * (age_ln - demand.gap_ln)
     timer, soon, soonish = regular(demand), 0.0, 0.0
@@ -108,14 +110,16 @@ def due_after_s(demand: Demand) -> float:
 
 
 def dot(weights: list[float], values: list[float]) -> float:
-    total = 0.0
-    for weight, value in zip(weights, values):  # noqa: B905 of equal length, and strict costs a fifth
-        total += weight * value
-    return total
+    """Written out: half the time of a loop, and one rounding everywhere (``sum`` rounds otherwise from 3.12 on)."""
+    a0, a1, a2, a3, a4, a5, a6, a7, a8, a9, a10, a11, a12, a13, a14, a15, a16, a17 = weights
+    b0, b1, b2, b3, b4, b5, b6, b7, b8, b9, b10, b11, b12, b13, b14, b15, b16, b17 = values
+    low = a0 * b0 + a1 * b1 + a2 * b2 + a3 * b3 + a4 * b4 + a5 * b5 + a6 * b6 + a7 * b7 + a8 * b8
+    high = a9 * b9 + a10 * b10 + a11 * b11 + a12 * b12 + a13 * b13 + a14 * b14 + a15 * b15 + a16 * b16 + a17 * b17
+    return low + high
 
 
 def logits(fleet: Fleet, demand: Demand) -> list[float]:
-    """What each head says now. Kept for a second, or a sixteenth of the model's age: forecasts fade slower and slower."""
+    """What each head says now; kept for a second, or for as long as ``FADING`` says."""
     now_us = fleet.now_us
     if now_us >= demand.logits_until_us:
         values = features(fleet, demand, now_us)
@@ -124,6 +128,7 @@ def logits(fleet: Fleet, demand: Demand) -> list[float]:
     return demand.logits
 
 
+@lru_cache(maxsize=256)
 def heads(tau_s: float) -> tuple[int, float]:
     """Which two heads lie around ``tau_s``: the lower one's index, and the share of the upper one."""
     if tau_s <= HEADS_S[0]:

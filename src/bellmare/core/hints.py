@@ -67,7 +67,7 @@ def give(
     tenant: str,
     share: float = 1.0,
 ) -> None:  # tidy: what a hint consists of
-    """Note that requests for ``model`` are expected at ``due_us``, with probability ``share`` if the source is right."""
+    """Note that a request for ``model`` is expected at ``due_us``, probable to ``share`` if the source is right."""
     chance = min(CHANCE_MAX, share * precision(fleet, source))
     caller = fleet.state.callers.get(tenant)
     if caller is not None and source not in OWN:

@@ -1,7 +1,7 @@
-"""Work ahead of demand, on workers that have nothing to do: room for the next load, and loads that nobody waits for yet.
+"""Work ahead of demand, on workers that have nothing to do: room for the next load, loads that nobody waits for yet.
 
-Everything is weighed in seconds of expected waiting, with the moment of the next miss as horizon: p(tau) with tau = mean
-time to the next miss is the probability that a model is asked for before the next miss comes.
+Everything is weighed in seconds of expected waiting. For room the horizon is the next miss: p(tau) with tau = mean time
+to the next miss is the probability that a model is asked for before it.
 """
 
 from itertools import islice
@@ -20,7 +20,7 @@ from bellmare.core.units import SECOND_US, InstantUs
 
 NEEDS_MIN = 4
 """Loads on demand before their sizes say anything."""
-MARGIN = 4.0
+MARGIN = 8.0
 LOOK_FIRST_US = 5 * SECOND_US
 LOOK_MAX_US = 600 * SECOND_US
 """An idle worker is looked at again after twice as long each time, as forecasts fade slower and slower."""
@@ -80,7 +80,7 @@ THETA = 0.3
 """Victims are worth so much more than the forecast says: certain residents against an uncertain guest."""
 KAPPA = 0.15
 """A second of loading costs so much even if nobody waits: power, and the disk. Times ``Forecast.caution``."""
-RECENT_MAX = 8
+RECENT_MAX = 4
 LOOKED_MAX = 32
 """Absent models weighed, and models looked at to find them."""
 HORIZON = 0.3

@@ -98,6 +98,7 @@ def _vote(fleet: Fleet, worker: Worker, entry: StoredModel) -> None:
     if model is None:
         model = state.models[entry.model] = Model(model=entry.model, stored=entry)
         fleet.know(model)
+        fleet.recall(model)
         learn_least(fleet, model)
     votes = state.votes.setdefault(entry.name, {})
     votes[entry.model] = votes.get(entry.model, 0) + 1

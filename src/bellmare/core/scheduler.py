@@ -21,7 +21,9 @@ from bellmare.core.units import SECOND_US, Bytes, InstantUs, ModelId, OperationI
 from bellmare.core.victims import Claim, fits
 
 FORESEEN_PER_STEP_MAX = 4
+"""Loads for hints that one step begins."""
 AGEING = 0.3
+"""Mean waits hardly differ from 0.1 to 1; without ageing a large model could be overtaken for ever."""
 AHEAD = (LoadCause.prewarm, LoadCause.hint)
 """Loads that nobody waits for: they give way to any that somebody waits for."""
 PLACED_PER_STEP_MAX = 1
@@ -39,7 +41,8 @@ def run(fleet: Fleet, policy: EvictionPolicy) -> None:
     _settle(fleet, policy)
     if fleet.state.look_ahead:
         fleet.state.look_ahead = False
-        if fleet.state.foreseen and not fleet.pending and not fleet.blocked and policy.prices:
+        scarce = fleet.pending or len(fleet.blocked) >= len(fleet.room)
+        if fleet.state.foreseen and policy.prices and not scarce:
             _foresee(fleet, policy)
     for _ in range(PLACED_PER_STEP_MAX):
         if not fleet.pending:
@@ -219,9 +222,9 @@ def advance(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
 
 def _work_ahead(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
     """Nothing has to be done here: what would spare the next ones a wait?"""
-    if not fleet.config.ahead:
-        return
-    if fleet.available(worker) and not fleet.pending and not fleet.blocked:
+    if not fleet.config.ahead or fleet.pending or len(fleet.blocked) >= max(1, len(fleet.room)):
+        return  # those who wait need the loaders
+    if fleet.available(worker):
         found = policy.ahead(fleet, worker)
         if found is not None:
             start(fleet, policy, found.model, plan=found.plan, cause=found.cause)
@@ -241,7 +244,7 @@ def _carry_on(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
     if name is None or model.model in worker.runners or not _still_wanted(fleet, model, placement):
         cancel_placement(fleet, worker)
         return False
-    if placement.cause in AHEAD and not model.waiting and (fleet.pending or fleet.blocked):
+    if placement.cause in AHEAD and not model.waiting and (fleet.pending or len(fleet.blocked) > len(fleet.room)):
         cancel_placement(fleet, worker)
         return False
     placement.name = name  # it may have moved to another blob since
@@ -460,8 +463,8 @@ def _shrink(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> bool:
 def _try_blocked(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
     """The worker's loader is free: start the load that relieves most waiting per second of loading.
 
-    Smith's rule: by (load and unloads) / number of those who wait, which minimises the sum of waits; each second that the
-    longest has waited counts ``AGEING`` seconds less, so that a large model is overtaken for a bounded time only.
+    Smith's rule: by (load and unloads) / number of those who wait, which minimises the sum of waits; each second that
+    the longest has waited counts ``AGEING`` seconds less, so that a large model is overtaken for a bounded time only.
     """
     tried = 0
     models = fleet.state.models

@@ -161,7 +161,7 @@ class Want(StrEnum):
 
 
 class Demand(msgspec.Struct):
-    """When a model was asked for, and how often. Kept by ``demand``; decayed values are as of the instant beside them."""
+    """When a model was asked for, and how often. Kept by ``demand``; decayed values are of the instant beside them."""
 
     arrivals: int = 0
     last_us: InstantUs = InstantUs(-1)
@@ -373,6 +373,14 @@ class Request(msgspec.Struct):
     """Workers that failed it; used again only if nobody else stores the model."""
 
 
+class KnownModel(msgspec.Struct):
+    """What is remembered of a blob from an earlier life."""
+
+    demand: Demand
+    load_us: SpanUs = SpanUs(0)
+    service_us: SpanUs = SpanUs(0)
+
+
 class State(msgspec.Struct):
     """Everything. Dictionaries keep insertion order; no set of strings is ever iterated."""
 
@@ -393,6 +401,8 @@ class State(msgspec.Struct):
     timers: list[tuple[InstantUs, int, str, str]] = []
     """A heap of (instant, kind, key, key); outlived ones are skipped when due."""
     counters: dict[str, int] = {}
+    remembered: dict[ModelId, KnownModel] = {}
+    """Learned in an earlier life, of blobs that no worker has shown yet."""
     asked: list[ModelId] = []
     """Models that were ever asked for, in order of the first time."""
     recent: dict[ModelId, None] = {}

@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, PrivateAttr,
 
 from bellmare.core.config import CoreConfig, ModelConfig, TenantConfig
 from bellmare.core.events import WorkerKind
-from bellmare.core.eviction import POLICIES
+from bellmare.core.eviction.registry import POLICIES
 from bellmare.core.units import GIB, MIB, SECOND_US, Bytes, SpanUs
 from bellmare.protocols.names import canonical_name
 from bellmare.settings.addresses import Address, AddressKind, WorkerUrl, WorkerUrlKind, parse_worker_url

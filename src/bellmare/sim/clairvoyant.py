@@ -1,7 +1,8 @@
 """Loading ahead by one who knows the future: the bound for everything that predictions and hints can bring.
 
-Integrated prefetching and caching (Cao et al., SIGMETRICS'95): whenever a loader is idle, fetch the missing model that is
-asked for next, in place of those that are asked for last, and never of one that is asked for before it ("do no harm").
+Integrated prefetching and caching (Cao et al., SIGMETRICS'95): whenever a loader is idle, fetch the missing model that
+is asked for next, in place of those that are asked for last, and never of one that is asked for before it ("do no
+harm").
 """
 
 from bisect import bisect_left

@@ -12,7 +12,7 @@ from bellmare.core.config import CoreConfig
 from bellmare.core.decisions import Decision
 from bellmare.core.engine import Engine
 from bellmare.core.events import Event, RequestArrived, TimePassed
-from bellmare.core.eviction import EvictionPolicy
+from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.units import SECOND_US, InstantUs, SpanUs
 from bellmare.sim.hints import TimedHint
 from bellmare.sim.tally import Tally
@@ -35,7 +35,7 @@ Progress = Callable[[int], None]
 """Called now and then with the number of requests that have arrived."""
 
 
-def core_config(eviction: str = "lru", *, ahead: bool = True) -> CoreConfig:
+def core_config(eviction: str = "hv", *, ahead: bool = True) -> CoreConfig:
     """The core's defaults but for the bounds of its queues."""
     return CoreConfig(
         queue_per_model_max=WAITING_MAX,
@@ -58,7 +58,7 @@ class Drive:
         watcher: Watcher | None = None,
         hints: Sequence[TimedHint] = (),
         deadline_us: int = PATIENCE_US,
-    ) -> None:
+    ) -> None:  # tidy: what a run consists of
         self.engine = engine
         self.world = world
         self.tally = tally

@@ -1,4 +1,4 @@
-"""Hints for a workload: some of its requests are announced some seconds before they come, and some announcements lie."""
+"""Hints for a workload: some of its requests are announced seconds before they come, and some announcements lie."""
 
 from typing import NamedTuple
 

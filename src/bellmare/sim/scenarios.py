@@ -30,6 +30,10 @@ def _sessions(load: int = 1, service_percent: int = 30) -> Callable[[int, int], 
     return built
 
 
+def _large(seed: int, requests: int) -> Workload:
+    return sessions(seed, Sessions(load=100, requests=requests, models=300, popularity_shift=300.0))
+
+
 def _fleets(*texts: str) -> tuple[SimFleet, ...]:
     return tuple(read_fleet(text) for text in texts)
 
@@ -56,7 +60,8 @@ SCENARIOS: dict[str, Scenario] = {
         Scenario("S7", "RAG and agent chains", chains, _fleets("1x24GB", "1x48GB")),
         Scenario("S8", "sessions, long requests", _sessions(service_percent=100), _fleets("1x48GB")),
         Scenario("S9", "sessions, 64 GB of host memory", _sessions(), _warm("1x24GB")),
+        Scenario("XL", "300 models on 100 workers, a request every quarter second", _large, _fleets("100x24GB")),
         Scenario("S10", "sessions, workers lost, loads failing", _sessions(), _fleets("4x24GB"), FAULTS),
     )
 }
-"""What is announced by hints is a matter of the policy (``runs``), so that the same requests are served with and without."""
+"""What hints announce is a matter of the policy (``runs``): the same requests are served with and without."""

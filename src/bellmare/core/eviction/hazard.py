@@ -1,8 +1,8 @@
 """Hazard value (HV): what losing a runner costs in seconds of waiting, by the forecast of its next use.
 
-Value = p(tau) x load span: the probability that it is asked for before its room would have been taken anyway, times what
-its return would cost. tau follows the cache's own characteristic time, so that one policy serves a single small GPU and
-a large fleet (policy findings 4.5, 5.2, 5.3).
+Value = p(tau) x load span: the probability that it is asked for before its room would have been taken anyway, times
+what its return would cost. tau follows the cache's own characteristic time, so that one policy serves a single small
+GPU and a large fleet (policy findings 4.5, 5.2, 5.3).
 """
 
 from collections.abc import Sequence

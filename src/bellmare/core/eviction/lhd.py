@@ -1,7 +1,7 @@
 """Least hit density (LHD, NSDI'18): who brings the fewest hits for the memory-time that he will still take.
 
-Hits and ends of life are counted by age (octaves) and by how often the model was used before; the expected hits over the
-expected remaining life, per byte, is the density. Statistics are shared between models of one class, because a few
+Hits and ends of life are counted by age (octaves) and by how often the model was used before; the expected hits over
+the expected remaining life, per byte, is the density. Statistics are shared between models of one class, because a few
 thousand events a day are not enough for each model by itself.
 """
 

@@ -17,7 +17,7 @@ class LeastRecentlyUsed(ByRecency):
 
 
 class LeastRecentlyUsedTwice(ByRecency):
-    """LRU-2 (O'Neil, SIGMOD'93): whose last but one use is longest ago leaves first; used once only, before all others."""
+    """LRU-2 (O'Neil, SIGMOD'93): whose last but one use is longest ago leaves first; used only once, before all."""
 
     name: ClassVar[str] = "lru2"
 

@@ -6,7 +6,7 @@ from enum import StrEnum
 from typing import Any
 
 from bellmare.core.config import CoreConfig, ModelConfig
-from bellmare.core.eviction import POLICIES
+from bellmare.core.eviction.registry import POLICIES
 from bellmare.core.units import SpanUs
 from bellmare.sim.swarm.books import GIB, MIB, SECOND
 

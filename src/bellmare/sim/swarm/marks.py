@@ -8,7 +8,7 @@ from enum import StrEnum
 
 from bellmare.core import decisions as d
 from bellmare.core import events as e
-from bellmare.core.eviction import POLICIES
+from bellmare.core.eviction.registry import POLICIES
 
 
 class Fault(StrEnum):

@@ -60,6 +60,7 @@ class Sessions(msgspec.Struct, frozen=True):
     """Of the execution time: 100 for long requests."""
     requests: int = 10_000
     popularity_shift: float = POPULARITY_SHIFT
+    models: int = SESSION_MODELS
 
 
 class Popularity:
@@ -83,8 +84,8 @@ def span_us(chance: Random, mean: float, deviation: float) -> int:
 def sessions(seed: int, chosen: Sessions) -> Workload:
     """GenTD-like: users come for sessions, stay with their model or switch, in the rhythm of an office."""
     chance = randomness(seed, "sessions")
-    ranks = Popularity(SESSION_MODELS, chosen.popularity_shift)
-    numbers = list(range(SESSION_MODELS))
+    ranks = Popularity(chosen.models, chosen.popularity_shift)
+    numbers = list(range(chosen.models))
     chance.shuffle(numbers)  # sizes are drawn in the order of numbers: popularity must not follow it
     last_model: list[int] = []
     arrivals: list[Arrival] = []
