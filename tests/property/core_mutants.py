@@ -114,8 +114,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "the last comes first",
-        ("fairness", "return turns.order[0][2].waiting[0][1]", "return turns.order[0][2].waiting[-1][1]"),
-        "its own lane does not overtake it", "nobody waits beside a free slot", "the engine's own check",
+        ("fairness", "        return self.order[0][2].waiting[0][1]", "        return self.order[-1][2].waiting[-1][1]"),
+        "its own lane does not overtake it", "nobody is overtaken for ever", "the engine's own check",
     ),
     _mutant(
         "a waiting request has no deadline",

@@ -24,7 +24,8 @@ from bellmare.sim.swarm.ledger import Ledger
 from bellmare.sim.swarm.refusals import judge_admission, judge_refusal
 
 BYPASS_MAX = 16
-"""Later arrivals of its own lane that may be served before a request (I15): only the order within a lane may bend."""
+"""Later arrivals of its own lane that may be served before a request that failed once (I15): while it looks for another
+worker others go on. Before one that was never tried there may be none."""
 BYPASS_BY_ANY_MAX = 64
 """Later arrivals of any lane of its model, for each request of its own lane that was ahead of it, and itself: a floor
 share for the lowest priority."""
@@ -137,7 +138,8 @@ class Oracle(Ledger):
             self.must(other.bypassed_by_any <= most, "nobody is overtaken for ever", other, request)
             if other.lane == request.lane:
                 other.bypassed += 1
-                self.must(other.bypassed <= BYPASS_MAX, "its own lane does not overtake it", other, request)
+                most = BYPASS_MAX if other.attempts else 0
+                self.must(other.bypassed <= most, "its own lane does not overtake it", other, request)
 
     # ------------------------------------------------------------------ operations
 
