@@ -262,6 +262,13 @@ def test_a_runner_that_is_listed_as_leaving_for_ever_is_unloaded_once_more() -> 
     assert script.one(d.Unload).cause is d.UnloadCause.crashed
 
 
+def test_a_runner_of_an_unknown_blob_takes_what_the_worker_does_not_show_as_well() -> None:
+    script = Script()
+    line = loaded("x", 9, model="nobody-knows")
+    script.worker("w", stored("a", 12), gib=24, overhead_bytes=GIB, holds=(line,))
+    assert script.seen("w").foreign_bytes == 10 * GIB
+
+
 def test_a_blob_that_no_worker_stores_is_foreign_memory() -> None:
     script = Script()
     line = loaded("x", 9, model="nobody-knows")

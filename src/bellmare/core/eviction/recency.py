@@ -6,6 +6,9 @@ from typing import ClassVar
 from bellmare.core.eviction.policy import ByRecency, R, used_us
 from bellmare.core.fleet import Fleet
 
+NEVER = -1
+"""The last but one use of what was used once, or released since."""
+
 
 class LeastRecentlyUsed(ByRecency):
     """The classic: the runner used longest ago leaves first. Released models count as never used."""
@@ -22,12 +25,9 @@ class LeastRecentlyUsedTwice(ByRecency):
     name: ClassVar[str] = "lru2"
 
     def rank(self, fleet: Fleet, candidates: Sequence[R]) -> list[R]:
-        models = fleet.state.models
-        return sorted(
-            candidates,
-            key=lambda resident: (
-                min(models[resident.model].demand.before_us, used_us(fleet, resident)),
-                used_us(fleet, resident),
-                resident.model,
-            ),
-        )
+        def key(resident: R) -> tuple[int, int, str]:
+            used = used_us(fleet, resident)
+            before_us = fleet.state.models[resident.model].demand.before_us
+            return (min(before_us, used) if used else NEVER, used, resident.model)
+
+        return sorted(candidates, key=key)
