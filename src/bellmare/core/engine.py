@@ -23,7 +23,7 @@ from bellmare.core import (
 from bellmare.core.check import check
 from bellmare.core.config import CoreConfig
 from bellmare.core.costs import average, lower_least, predicted_wait_us, service_estimate_us
-from bellmare.core.decisions import Decision, Refusal
+from bellmare.core.decisions import Decision, Refusal, Unload, UnloadCause
 from bellmare.core.events import (
     DispatchFailed,
     Event,
@@ -55,6 +55,8 @@ TIMERS_PER_STEP_MAX = 16
 """Due timers that one step handles; the rest follows at once in further steps."""
 BUSY_US = SECOND_US
 """A worker that called itself busy is believed for so long: one slot less."""
+VICTIM = (UnloadCause.room, UnloadCause.ahead, UnloadCause.replica)
+"""Causes of unloads for another's sake or ahead of demand: only these say something about the eviction policy."""
 CRASHES_MAX = 2
 """Runners that one request may take down before it is refused: it may be the request."""
 
@@ -84,6 +86,8 @@ class Engine:
             HintGiven: lambda event: hints.given(self.fleet, event),
             TimePassed: lambda event: None,
         }
+        self._heeded: dict[type[Decision], Callable[[Any], None]] = {Unload: self._heed_unload}
+        """Decisions from which the core itself learns, at the end of their step."""
         self._timers: dict[int, Callable[[str, str], None]] = {
             Timer.operation: lambda key, _: operations.given_up(self.fleet, OperationId(int(key))),
             Timer.zombie: self._zombie_due,
@@ -112,6 +116,10 @@ class Engine:
                 break
             self._timers[due[1]](due[2], due[3])
         scheduler.run(fleet, self.policy)
+        for decision in fleet.out:
+            heed = self._heeded.get(type(decision))
+            if heed is not None:
+                heed(decision)
         fleet.clear_timers()
         self.story.record(now_us, event, fleet.out)
         return fleet.out
@@ -155,6 +163,15 @@ class Engine:
         for model in engine.fleet.state.models.values():
             lower_least(engine.fleet, model)  # the configuration may have changed meanwhile
         return engine
+
+    # ------------------------------------------------------------------ its own decisions
+
+    def _heed_unload(self, decision: Unload) -> None:
+        """Tell the policy of a victim: once, although an unload that broke is tried again, unless it served between."""
+        runner = self.fleet.state.workers[decision.worker].runners[decision.model]
+        if decision.cause in VICTIM and (runner.sent_us < 0 or runner.sent_us < runner.used_us):
+            runner.sent_us = self.fleet.now_us
+            self.policy.left(self.fleet, runner)
 
     # ------------------------------------------------------------------ workers
 
@@ -205,7 +222,7 @@ class Engine:
             hints.came_true(self.fleet, model)
             demand.note_arrival(self.fleet, model, event.tenant)
             hints.note_arrival(self.fleet, model, event.tenant)
-            self.policy.asked(self.fleet, model)
+            self.policy.asked(self.fleet, model, held=bool(model.copies))
         admission.admit(self.fleet, event)
 
     def _request_cancelled(self, event: RequestCancelled) -> None:

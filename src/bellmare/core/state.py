@@ -41,6 +41,8 @@ class Runner(msgspec.Struct):
     adopt_after_us: InstantUs = InstantUs(0)
     """Not pinned again before this instant."""
     unload_tries: int = 0
+    sent_us: InstantUs = InstantUs(-1)
+    """When the eviction policy was last told that it leaves; -1: never."""
     untried: bool = False
     """Loaded ahead of demand, and nobody has asked for it since."""
     batch_seq: int = 0
