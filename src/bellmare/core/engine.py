@@ -4,6 +4,7 @@ One writer calls it; the same calls in the same order give the same decisions, o
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import msgspec
@@ -23,7 +24,7 @@ from bellmare.core import (
 from bellmare.core.check import check
 from bellmare.core.config import CoreConfig
 from bellmare.core.costs import average, lower_least, predicted_wait_us, service_estimate_us
-from bellmare.core.decisions import Decision, Refusal, Unload, UnloadCause
+from bellmare.core.decisions import CacheState, Decision, HealthChange, Load, LoadCause, Refusal, Unload, UnloadCause
 from bellmare.core.events import (
     DispatchFailed,
     Event,
@@ -48,7 +49,9 @@ from bellmare.core.eviction.registry import policy
 from bellmare.core.explain import Story
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.residency import Cue
+from bellmare.core.shadows import Shadowing, ShadowReport
 from bellmare.core.state import Request, RequestPhase, State, Worker
+from bellmare.core.tallies import book_load
 from bellmare.core.units import SECOND_US, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
 
 TIMERS_PER_STEP_MAX = 16
@@ -67,7 +70,10 @@ class Engine:
     def __init__(self, config: CoreConfig, state: State | None = None) -> None:
         self.config = config
         self.fleet = Fleet(config, state if state is not None else State())
-        self.policy = policy(config.eviction, self.fleet.state.experience)
+        state = self.fleet.state
+        state.policy = state.policy or config.eviction
+        self.policy = policy(state.policy, state.experience)
+        self._shadowing = Shadowing(self.fleet)
         self.story = Story()
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             WorkerAdded: self._worker_added,
@@ -86,7 +92,11 @@ class Engine:
             HintGiven: lambda event: hints.given(self.fleet, event),
             TimePassed: lambda event: None,
         }
-        self._heeded: dict[type[Decision], Callable[[Any], None]] = {Unload: self._heed_unload}
+        self._heeded: dict[type[Decision], Callable[[Any], None]] = {
+            Unload: self._heed_unload,
+            Load: self._heed_load,
+            HealthChange: lambda decision: self._shadowing.routing_changed(decision.worker),
+        }
         """Decisions from which the core itself learns, at the end of their step."""
         self._timers: dict[int, Callable[[str, str], None]] = {
             Timer.operation: lambda key, _: operations.given_up(self.fleet, OperationId(int(key))),
@@ -152,6 +162,10 @@ class Engine:
         turns = ahead + (self.fleet.ready_slots[model.model] > 0)  # a slot that is ready is not free yet
         return ahead + 1, predicted_wait_us(self.fleet, model, ahead=turns)
 
+    def shadows(self) -> ShadowReport:
+        """What other policies and stock Ollama would have done, beside what was done. Changes nothing."""
+        return self._shadowing.report()
+
     def snapshot(self) -> bytes:
         """The whole state, from which :meth:`restore` goes on with the same decisions."""
         return msgspec.json.encode(self.fleet.state)
@@ -172,6 +186,22 @@ class Engine:
         if decision.cause in VICTIM and (runner.sent_us < 0 or runner.sent_us < runner.used_us):
             runner.sent_us = self.fleet.now_us
             self.policy.left(self.fleet, runner)
+
+    def _heed_load(self, decision: Load) -> None:
+        if decision.cause is LoadCause.demand:
+            book_load(self.fleet.state.shadows.fleet, self.fleet.now_us, decision.expected_us)
+
+    def _consider_switch(self) -> None:
+        """Let another policy decide from here on, with what its ghost has learned, if its ghost was clearly better."""
+        switch = self._shadowing.better()
+        if switch is None:
+            return
+        state = self.fleet.state
+        state.experience = deepcopy(state.shadows.ghosts[switch.policy].experience)
+        state.policy = switch.policy
+        self.policy = policy(state.policy, state.experience)
+        self.fleet.count("policy_switch")
+        self.fleet.decide(switch)
 
     # ------------------------------------------------------------------ workers
 
@@ -209,6 +239,7 @@ class Engine:
         for model_id in worker.left:
             fleet.doubt(model_id)
         del fleet.state.workers[event.worker]
+        self._shadowing.routing_changed(event.worker)
         worker.operation = None
         fleet.refresh_room(worker)
         fleet.dirty_workers.pop(event.worker, None)
@@ -224,6 +255,10 @@ class Engine:
             hints.note_arrival(self.fleet, model, event.tenant)
             self.policy.asked(self.fleet, model, held=bool(model.copies))
         admission.admit(self.fleet, event)
+        request = self.fleet.state.requests.get(event.request)
+        if model is not None and request is not None:  # who is refused is in nobody's books
+            self._shadowing.arrived(model, cold=request.cache is CacheState.cold)
+            self._consider_switch()
 
     def _request_cancelled(self, event: RequestCancelled) -> None:
         request = self.fleet.drop_request(event.request)
