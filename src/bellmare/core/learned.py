@@ -49,7 +49,7 @@ def learned(fleet: Fleet) -> Learned:
     return Learned(
         version=VERSION,
         features=SIZE,
-        policy=fleet.config.eviction,
+        policy=fleet.state.policy,
         saved_us=fleet.now_us,
         models=known | state.remembered,
         scores=state.scores,

@@ -41,6 +41,8 @@ class Runner(msgspec.Struct):
     adopt_after_us: InstantUs = InstantUs(0)
     """Not pinned again before this instant."""
     unload_tries: int = 0
+    sent_us: InstantUs = InstantUs(-1)
+    """When the eviction policy was last told that it leaves; -1: never."""
     untried: bool = False
     """Loaded ahead of demand, and nobody has asked for it since."""
     batch_seq: int = 0
@@ -277,6 +279,74 @@ class Forecast(msgspec.Struct):
     """Loader time given to loads ahead of demand, decayed over an hour."""
 
 
+class Held(msgspec.Struct):
+    """A model that a shadow believes to be loaded: what an eviction policy asks of a runner, and no more."""
+
+    model: ModelId
+    bytes: Bytes
+    used_us: InstantUs
+    load_us: SpanUs
+    ready_us: InstantUs
+    """When its load ends."""
+    busy_us: InstantUs
+    """When its last request should end."""
+
+
+class Bin(msgspec.Struct):
+    """One worker's memory as a shadow fills it."""
+
+    index: int
+    """As ``Worker.index``."""
+    held: dict[ModelId, Held] = {}
+    used_bytes: int = 0
+    filed: int = 0
+    """What it is filed under in ``Shadow.room``; the worker's own limits may have changed since."""
+    loader_us: InstantUs = InstantUs(0)
+    """Its loader is free from then on."""
+    in_routing: bool = False
+    connections: int = 0
+    """Requests under way. Kept for stock Ollama only."""
+
+
+class Tally(msgspec.Struct):
+    """Cold starts and loads on demand, in all and lately: the latter decayed, as of ``at_us``."""
+
+    cold_starts: int = 0
+    """Requests for which no copy was ready on arrival."""
+    loads: int = 0
+    load_us: SpanUs = SpanUs(0)
+    recent_cold_starts: float = 0.0
+    recent_loads: float = 0.0
+    recent_load_s: float = 0.0
+    at_us: InstantUs = InstantUs(0)
+
+
+class Shadow(msgspec.Struct):
+    """What the fleet would hold if another policy decided, on demand only. Kept by ``ghosts`` and ``ghost_stock``."""
+
+    bins: dict[WorkerId, Bin] = {}
+    where: dict[ModelId, WorkerId] = {}
+    """Which bin holds a model. Unused by stock Ollama, which holds a model on several workers."""
+    room: list[tuple[int, int]] = []
+    """Bins in routing: (free bytes, or connections of stock Ollama; worker index), ascending."""
+    ends: list[tuple[InstantUs, int]] = []
+    """When requests under way should end, and on which worker: a heap. Kept for stock Ollama only."""
+    tally: Tally = msgspec.field(default_factory=Tally)
+    experience: Experience = msgspec.field(default_factory=Experience)
+
+
+class Shadows(msgspec.Struct):
+    """All shadows, and what the real fleet did meanwhile. Kept by ``shadows``."""
+
+    ghosts: dict[str, Shadow] = {}
+    """By the name of the policy; ``stock`` is stock Ollama."""
+    fleet: Tally = msgspec.field(default_factory=Tally)
+    switched_us: InstantUs = InstantUs(-1)
+    """When the policy in use was last changed, or the first request came; -1: none has come."""
+    compared_us: InstantUs = InstantUs(0)
+    switches: int = 0
+
+
 class Account(msgspec.Struct):
     """What one tenant has had of one model in one lane. There is one while it has a request there."""
 
@@ -420,3 +490,6 @@ class State(msgspec.Struct):
     forecast: Forecast = msgspec.field(default_factory=Forecast)
     experience: Experience = msgspec.field(default_factory=Experience)
     """What the eviction policy in use has learned beside it."""
+    policy: str = ""
+    """Its name; set by the engine when it begins."""
+    shadows: Shadows = msgspec.field(default_factory=Shadows)

@@ -51,7 +51,7 @@ class GreedyDualSize(ByRecency):
         super().__init__(experience)
         self._experience = experience
 
-    def asked(self, fleet: Fleet, model: Model) -> None:
+    def asked(self, fleet: Fleet, model: Model, *, held: bool) -> None:
         weights = max(1, model.stored.weights_bytes)
         seconds = (model.load_us or SECOND_US + weights // 2000) / SECOND_US
         value = frequency(fleet, model.model) * seconds / (weights / GIB)

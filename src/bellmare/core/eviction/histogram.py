@@ -29,7 +29,7 @@ class HybridHistogram(ByRecency):
         super().__init__(experience)
         self._histograms = experience.histogram
 
-    def asked(self, fleet: Fleet, model: Model) -> None:
+    def asked(self, fleet: Fleet, model: Model, *, held: bool) -> None:
         demand = model.demand
         if demand.before_us < 0:
             return
