@@ -114,12 +114,12 @@ def _leave(demand: Demand, caller: Caller, now_us: InstantUs) -> None:
 
 
 def _count(counts: dict[ModelId, float], model: ModelId) -> None:
-    """One more; at the bound all counts are halved and the smallest forgotten."""
+    """One more; beyond the bound all counts are halved and the smallest is forgotten, of equals not the newest."""
     counts[model] = counts.get(model, 0.0) + 1.0
     if len(counts) > HABITS_MAX:
         for key in list(counts):
             counts[key] *= 0.5
-        smallest = min(counts, key=lambda key: (counts[key], key != model))
+        smallest = min(counts, key=lambda key: (counts[key], key == model))
         del counts[smallest]
 
 
