@@ -77,6 +77,22 @@ THIRTEEN = Kind("13b", 7_370_000_000, 40, 5120, 13_824, 819_200)
 with four slots one such model fills the card."""
 
 
+ONE = Kind("1b", 810_000_000, 16, 2048, 8_192, 32_768)
+"""Llama 3.2 1B, Q4: 8 of 32 heads have keys, 64 wide."""
+
+
+class Mix(StrEnum):
+    """Which sizes of model there are."""
+
+    mixed = "7B and 13B in turn"
+    """As published. The most popular is a 7B."""
+    seven = "all 7B"
+    small = "all 1B"
+
+
+KINDS = {Mix.mixed: (SEVEN, THIRTEEN), Mix.seven: (SEVEN,), Mix.small: (ONE,)}
+
+
 class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """All that a run depends on."""
 
@@ -88,7 +104,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """Stock with OLLAMA_KEEP_ALIVE=-1 and no limit of models; the gateway's workers are always so."""
     gpus: int = 1
     models: int = 8
-    """7B and 13B in turn, the most popular a 7B."""
+    mix: Mix = Mix.mixed
     think_s: float = 0.0
     """Mean of the exponential pause between an answer and the connection's next request."""
     lengths: Lengths = Lengths.chat
@@ -114,16 +130,14 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         """What it has to bear, in words."""
         think = f"{self.think_s:g} s of thought" if self.think_s else "no pause"
         cache = "32 GiB of page cache" if self.page_cache else "no page cache"
-        return f"{self.gpus} x L4, {self.models} models, {self.connections} connections, {think}, {self.lengths}, {cache}"
+        who = f"{self.connections} connections, {think}, {self.lengths}"
+        return f"{self.gpus} x L4, {self.models} models ({self.mix}), {who}, {cache}"
 
 
-def kind_of(model: int) -> Kind:
-    """7B and 13B in turn."""
-    return THIRTEEN if model % 2 else SEVEN
-
-
-def sim_model(model: int, name: str, *, blob: str) -> SimModel:
-    return SimModel(name, blob, kind_of(model).weights_bytes)
+def kind_of(setup: Setup, model: int) -> Kind:
+    """Of the model with that place in the order of popularity."""
+    kinds = KINDS[setup.mix]
+    return kinds[model % len(kinds)]
 
 
 def fleet(setup: Setup) -> SimFleet:
@@ -154,11 +168,11 @@ def twin_config(setup: Setup) -> TwinConfig:
     )
 
 
-def twin_models(models: tuple[SimModel, ...]) -> tuple[TwinModel, ...]:
+def twin_models(setup: Setup, models: tuple[SimModel, ...]) -> tuple[TwinModel, ...]:
     """What every server has on its disk."""
     found = []
     for number, model in enumerate(models):
-        kind = kind_of(number)
+        kind = kind_of(setup, number)
         found.append(
             TwinModel(
                 name=model.name,
@@ -176,7 +190,7 @@ def twin_models(models: tuple[SimModel, ...]) -> tuple[TwinModel, ...]:
     return tuple(found)
 
 
-def stored_models(models: tuple[SimModel, ...]) -> tuple[StoredModel, ...]:
+def stored_models(setup: Setup, models: tuple[SimModel, ...]) -> tuple[StoredModel, ...]:
     """The same as the gateway reads it from the servers."""
     return tuple(
         StoredModel(
@@ -184,8 +198,8 @@ def stored_models(models: tuple[SimModel, ...]) -> tuple[StoredModel, ...]:
             model=ModelId(model.blob),
             digest=model.blob,
             weights_bytes=Bytes(model.weights_bytes),
-            kv_bytes_per_token=Bytes(kind_of(number).kv_bytes_per_token),
-            compute_bytes=Bytes(_compute_bytes(kind_of(number))),
+            kv_bytes_per_token=Bytes(kind_of(setup, number).kv_bytes_per_token),
+            compute_bytes=Bytes(_compute_bytes(kind_of(setup, number))),
             context_max=CONTEXT,
             num_ctx=CONTEXT,
         )

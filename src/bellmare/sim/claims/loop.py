@@ -16,7 +16,7 @@ from bellmare.sim.claims.conditions import (
     STAY_PERCENT,
     ZIPF,
     Setup,
-    sim_model,
+    kind_of,
 )
 from bellmare.sim.hints import TimedHint
 from bellmare.sim.tally import NEVER, Tally
@@ -174,5 +174,5 @@ def _models(setup: Setup) -> tuple[SimModel, ...]:
     for number in range(setup.models):
         name = f"claim-{number:02d}:latest"
         blob = hashlib.sha256(f"{setup.seed} {name}".encode()).hexdigest()
-        found.append(sim_model(number, name, blob=blob))
+        found.append(SimModel(name, blob, kind_of(setup, number).weights_bytes))
     return tuple(found)

@@ -47,7 +47,7 @@ class StockSide:
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
         self.tally = LoopTally(loop.workload())
-        models = twin_models(loop.models)
+        models = twin_models(loop.setup, loop.models)
         self.backends = [Backend(Twin(twin_config(loop.setup), models)) for _ in range(loop.setup.gpus)]
 
     def run(self) -> None:
@@ -100,10 +100,10 @@ class TokenWorld(TwinWorld):
     def __init__(self, loop: Loop, tally: LoopTally) -> None:
         machines = fleet(loop.setup)
         super().__init__(loop.workload(), machines, tally)
-        models = twin_models(loop.models)
+        models = twin_models(loop.setup, loop.models)
         self.books = tally
         self.servers = {worker: Server(Twin(twin_config(loop.setup), models)) for worker in machines.names()}
-        self._stored = stored_models(loop.models)
+        self._stored = stored_models(loop.setup, loop.models)
 
     def _dispatch(self, now_us: int, decision: Dispatch) -> None:
         ask, server = self.books.asks[request_index(decision.request)], self.servers[decision.worker]
