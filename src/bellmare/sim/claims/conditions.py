@@ -1,4 +1,4 @@
-"""Under which conditions a run stands: the card, the models, what is asked and by how many. Each number has a source."""
+"""Under which conditions a run stands: the card, the models, what is asked and by how many, each with its source."""
 
 from enum import StrEnum
 
@@ -34,7 +34,7 @@ BATCH = 512
 OPTIONS = RunnerOptions(num_ctx=CONTEXT, num_batch=BATCH)
 """The same for every request and load, so that nothing is ever reloaded for its shape."""
 QUEUE_MAX = 100_000
-"""As the core's queues in simulations: nobody is refused, so that waits can be compared. Never met by 50 connections."""
+"""Nobody is refused, so that waits can be compared; 50 connections never meet it."""
 UNLIMITED = 1_000
 """Runners at once where there is to be no limit of three."""
 ZIPF = 1.0
@@ -102,6 +102,8 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     """OLLAMA_NUM_PARALLEL."""
     pinned: bool = False
     """Stock with OLLAMA_KEEP_ALIVE=-1 and no limit of models; the gateway's workers are always so."""
+    assigned: bool = False
+    """Stock with each model on one server, chosen by hand, instead of least connections."""
     gpus: int = 1
     models: int = 8
     mix: Mix = Mix.mixed
@@ -122,6 +124,7 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
     def subject(self) -> str:
         """What is run, in words."""
         name = "bellmare" if self.gateway else "stock, keep_alive -1, no limit" if self.pinned else "stock"
+        name += ", models assigned by hand" if self.assigned else ""
         hints = f", {self.hints_percent} % announced" if self.hints_percent else ""
         return f"{name}, parallel {self.parallel}{hints}"
 
@@ -132,6 +135,11 @@ class Setup(msgspec.Struct, frozen=True, kw_only=True):
         cache = "32 GiB of page cache" if self.page_cache else "no page cache"
         who = f"{self.connections} connections, {think}, {self.lengths}"
         return f"{self.gpus} x L4, {self.models} models ({self.mix}), {who}, {cache}"
+
+
+def home(setup: Setup, model: int) -> int:
+    """Where a careful operator puts a model: a 7B and a 13B side by side, in order of popularity."""
+    return model // len(KINDS[setup.mix]) % setup.gpus
 
 
 def kind_of(setup: Setup, model: int) -> Kind:

@@ -1,6 +1,6 @@
 """The closed loop: each connection asks, waits for its answer, thinks, and asks again. Says what is asked and when.
 
-What the n-th request of a connection is depends on the seed alone, not on who serves it: two subjects are asked the same.
+What the n-th request of a connection is depends on the seed alone, not on who serves it: both sides are asked alike.
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""The two sides of a comparison in the closed loop: stock Ollamas behind least connections, and the core before the same
+"""The two sides of a comparison in the closed loop: stock Ollamas behind a plain balancer, and the core before the same
 servers. Both stand on the twin with token-level service, and write the same books.
 """
 
@@ -6,7 +6,7 @@ from bellmare.core.decisions import Dispatch, Load
 from bellmare.core.engine import Engine
 from bellmare.core.events import RequestArrived
 from bellmare.core.units import InstantUs
-from bellmare.sim.claims.conditions import OPTIONS, fleet, stored_models, twin_config, twin_models
+from bellmare.sim.claims.conditions import OPTIONS, fleet, home, stored_models, twin_config, twin_models
 from bellmare.sim.claims.loop import Ask, Loop, LoopTally
 from bellmare.sim.drive import PATIENCE_US, Drive, Progress, core_config
 from bellmare.sim.stock import Backend
@@ -42,7 +42,7 @@ def _generate(request: str, ask: Ask, *, name: str) -> Generate:
 
 
 class StockSide:
-    """Requests straight to the servers. Least connections, ties to the first, as in ``stock.Stock``."""
+    """Requests straight to the servers. Least connections, ties to the first, as in ``stock.Stock``; or by model."""
 
     def __init__(self, loop: Loop) -> None:
         self.loop = loop
@@ -61,11 +61,16 @@ class StockSide:
                 self._step(backend, backend.due_us, given=Tick())
             else:
                 ask = loop.take()
-                backend, model = min(self.backends, key=lambda b: b.in_flight), loop.models[ask.model]
+                backend, model = self._pick(ask), loop.models[ask.model]
                 number = tally.asked(ask, ask_us, cold=model.blob not in backend.loaded)
                 backend.in_flight += 1
                 self._step(backend, ask_us, given=_generate(str(number), ask, name=model.name))
             loop.settle(tally)
+
+    def _pick(self, ask: Ask) -> Backend:
+        if self.loop.setup.assigned:
+            return self.backends[home(self.loop.setup, ask.model)]
+        return min(self.backends, key=lambda b: b.in_flight)
 
     def _step(self, backend: Backend, now_us: int, *, given: Input) -> None:
         for effect in backend.twin.step(now_us, given):
