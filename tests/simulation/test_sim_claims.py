@@ -150,9 +150,9 @@ def test_a_hint_comes_before_its_request_by_no_more_than_the_lead() -> None:
         assert timed.at_us <= at_us <= timed.at_us + HINT_LEAD_US and timed.hint.name == name
 
 
-def test_hints_bring_loads_ahead_of_demand() -> None:
-    plain = replace(CALM, gateway=True, gpus=2, horizon_s=1_200.0)
-    assert run_setup(replace(plain, hints_percent=90)).prefetches > run_setup(plain).prefetches
+def test_hints_spare_cold_starts_where_a_loader_is_idle() -> None:
+    plain = Setup(gateway=True, gpus=4, models=16, think_s=600.0, page_cache=True, horizon_s=7_200.0)
+    assert measure(replace(plain, hints_percent=90)).cold_percent < measure(plain).cold_percent / 2
 
 
 def test_books_that_are_kept_wrongly_break_the_run() -> None:
