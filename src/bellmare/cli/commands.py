@@ -184,7 +184,9 @@ def replay(
 @app.command()
 def simulate(  # tidy: one parameter for each flag
     *,
-    suite: Annotated[str, typer.Option(help="`policy`: every scenario, every policy, five seeds.")] = "",
+    suite: Annotated[
+        str, typer.Option(help="`policy`: every scenario, every policy, five seeds; `claims`: published figures tried.")
+    ] = "",
     scenario: Annotated[str, typer.Option(help="S1 to S9, several with commas, or all (default: S1).")] = "",
     trace: Annotated[
         Path | None, typer.Option(help="A trace instead: Azure, GenTD26, ServeGen, or our own event log (its folder).")
