@@ -129,6 +129,8 @@ def _follow(before: Model, model: ModelId) -> None:
 
 def followers(model: Model) -> list[tuple[ModelId, float]]:
     """Which models tenants ask for after this one within a minute, and how probable each is."""
+    if not model.demand.followers:
+        return []
     counts, arrivals = model.demand.followers, max(1.0, model.demand.counters[-1] if model.demand.counters else 1.0)
     found = [(key, min(1.0, count / arrivals)) for key, count in counts.items()]
     return [(key, share) for key, share in found if share >= FOLLOWER_MIN]

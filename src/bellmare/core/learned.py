@@ -78,7 +78,7 @@ def remember(state: State, known: Learned, *, eviction: str, shift_us: int) -> b
         demand.logits_until_us = InstantUs(-1)
     forecast = known.forecast
     forecast.sampled_us, forecast.misses_us = moved(forecast.sampled_us), moved(forecast.misses_us)
-    forecast.spent_us, forecast.cursor = 0.0, 0
+    forecast.spent_us, forecast.cursor, forecast.ahead_us = 0.0, 0, InstantUs(0)
     state.remembered = dict(list(known.models.items())[:MODELS_MAX])
     state.forecast, state.scores = forecast, known.scores
     state.service_us = known.service_us

@@ -13,7 +13,7 @@ from bellmare.core.decisions import LoadCause
 from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.numeric import decay
-from bellmare.core.placement import Plan, choose, evictable, plan_on
+from bellmare.core.placement import Plan, choose, evictable
 from bellmare.core.residency import Residency
 from bellmare.core.state import Model, Runner, Worker
 from bellmare.core.units import SECOND_US, InstantUs
@@ -104,17 +104,18 @@ class Ahead(NamedTuple):
     cause: LoadCause
 
 
-def best_ahead(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> Ahead | None:
-    """The absent model whose load on ``worker`` pays best although nobody waits for it; None: none pays."""
-    if fleet.now_us < worker.ahead_us:
+def best_ahead(fleet: Fleet, policy: EvictionPolicy) -> Ahead | None:
+    """The absent model whose load pays best although nobody waits for it, and where; None: none pays."""
+    state = fleet.state.forecast
+    if fleet.now_us < state.ahead_us:
         return None
-    worker.ahead_us = InstantUs(fleet.now_us + AHEAD_EVERY_US)
+    state.ahead_us = InstantUs(fleet.now_us + AHEAD_EVERY_US)
     if not _affordable(fleet, LoadCause.prewarm):
         return None
     _heed_outcomes(fleet)
     best: Ahead | None = None
     for model in (*_absent(fleet), *_foreseen(fleet)):
-        found = weigh(fleet, policy, model, worker=worker)
+        found = weigh(fleet, policy, model)
         if found is not None and (best is None or found.gain > best.gain):
             best = found
     return best
@@ -132,7 +133,7 @@ def best_foreseen(fleet: Fleet, policy: EvictionPolicy) -> Ahead | None:
             if model.copies or model.placements:
                 del fleet.state.foreseen[model_id]
             continue
-        found = weigh(fleet, policy, model, worker=None)
+        found = weigh(fleet, policy, model)
         if found is not None and (best is None or found.gain > best.gain):
             best = found
     if best is not None:
@@ -162,8 +163,8 @@ def _foreseen(fleet: Fleet) -> list[Model]:
     return [models[model_id] for model_id in fleet.state.foreseen if _missing(models[model_id])]
 
 
-def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model, *, worker: Worker | None) -> Ahead | None:
-    """Whether loading ``model`` ahead of demand pays, on ``worker`` or on the best; None if not.
+def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model) -> Ahead | None:
+    """Whether loading ``model`` ahead of demand pays on the best of the idle workers; None if not.
 
     What it saves, less what its victims are worth, less the price of the load, less the wait of a miss that comes while
     the loader is taken (a load cannot be broken off), less the room that the next miss will have to clear again.
@@ -176,12 +177,7 @@ def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model, *, worker: Worker 
     gain = soon * load_s - price - load_s * load_s / 2 / forecast.miss_gap_s(fleet)
     if gain <= 0:
         return None
-    if worker is None:
-        plan = choose(fleet, policy, model, drain=False)
-    elif worker.worker not in model.holders:
-        return None
-    else:
-        plan = plan_on(fleet, policy, worker, model=model, drain=False)
+    plan = choose(fleet, policy, model, drain=False)
     if plan is None:
         return None
     if plan.worker.resting.get(model.model, 0) > fleet.now_us:

@@ -134,8 +134,6 @@ class Worker(msgspec.Struct):
     load_bytes_per_s: int = 0
     """Learned; zero before the first load."""
     prefill_tokens_per_s: int = 0
-    ahead_us: InstantUs = InstantUs(0)
-    """Work ahead of demand is not looked for again before this instant."""
     look_us: InstantUs = InstantUs(0)
     """When it is looked at next for work ahead of demand."""
     room_us: InstantUs = InstantUs(0)
@@ -274,6 +272,8 @@ class Forecast(msgspec.Struct):
     """Loads ahead of demand that served somebody, and those that left unused; decayed."""
     caution: float = 1.0
     """Times ``prewarm.KAPPA``: the price of a load ahead of demand, by how useful the last ones were."""
+    ahead_us: InstantUs = InstantUs(0)
+    """Loads ahead of demand are not looked for again before this instant."""
     spent_us: float = 0.0
     spent_at_us: InstantUs = InstantUs(0)
     """Loader time given to loads ahead of demand, decayed over an hour."""

@@ -56,7 +56,8 @@ class HazardValue:
         return value * SPARE_COPY if _spare(fleet, resident) else value
 
     def ahead(self, fleet: Fleet, worker: Worker) -> Ahead | None:
-        return best_ahead(fleet, self, worker)
+        del worker  # the best place may be another
+        return best_ahead(fleet, self)
 
     def soon(self, fleet: Fleet, model_id: ModelId, tau_s: float) -> float:
         """p(tau) of a model, hints included."""
