@@ -134,6 +134,14 @@ def workers(admin_url: AdminUrl = "", json: AsJson = False) -> None:
 
 
 @app.command()
+def shadows(admin_url: AdminUrl = "", json: AsJson = False) -> None:
+    """What other policies and stock Ollama would have loaded, and what was saved; lately: over about six hours."""
+    from bellmare.cli.asking import show_shadows
+
+    show_shadows(admin_url, as_json=json)
+
+
+@app.command()
 def load(
     model: str,
     *,

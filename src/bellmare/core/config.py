@@ -74,7 +74,7 @@ class CoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """From one change to the next, and from the first request to the first change, at least: an hour's requests are the
     least that says something, and a new policy needs as long to show itself (policy findings 5.6)."""
     switch_loads_min: int = 50
-    """Loads of the ghost of the policy in use within the window before it is judged: with 50 the chance spread of a sum
-    of load times is about 14 %, so that a tenth more is not yet noise alone."""
+    """Loads of the ghost of the policy in use within the window before it is judged; ``shadows`` asks beside
+    that whether the difference may be chance."""
     models: dict[str, ModelConfig] = {}
     tenants: dict[str, TenantConfig] = {}

@@ -62,16 +62,17 @@ def _pick(fleet: Fleet, shadow: Shadow, model: Model) -> Worker | None:
 def _load(fleet: Fleet, shadow: Shadow, worker: Worker, *, model: Model) -> Held:
     """Make room as Ollama does: what has expired is gone, then whoever would expire next, idle before busy."""
     now_us, found = fleet.now_us, shadow.bins[worker.worker]
-    for held in list(found.held.values()):
-        if held.busy_us + KEEP_ALIVE_US <= now_us:
-            take(found, held.model)
+    for held in [held for held in found.held.values() if held.busy_us + KEEP_ALIVE_US <= now_us]:
+        take(found, held.model)
     num_ctx = canonical_num_ctx(fleet, model)
     claim = Claim(need_bytes(worker, model, num_ctx), predicted_bytes(worker, model, num_ctx))
+    space = Space(worker, found)
     begin_us: int = max(now_us, found.loader_us)
-    while found.held and (len(found.held) >= MODELS_MAX or not fits(Space(worker, found), claim)):
+    while found.held and (len(found.held) >= MODELS_MAX or not fits(space, claim)):
         victim = min(found.held.values(), key=lambda held: (held.busy_us, held.model))
         begin_us = max(begin_us, victim.busy_us) + unload_estimate_us(worker)
         take(found, victim.model)
+        space.free_bytes += victim.bytes
     load_us = load_estimate_us(worker, model)
     book_load(shadow.tally, now_us, load_us)
     ready_us = InstantUs(begin_us + load_us)

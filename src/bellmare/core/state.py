@@ -318,6 +318,8 @@ class Tally(msgspec.Struct):
     recent_cold_starts: float = 0.0
     recent_loads: float = 0.0
     recent_load_s: float = 0.0
+    recent_squares: float = 0.0
+    """Squares of the loads' seconds: how much their sum may owe to chance."""
     at_us: InstantUs = InstantUs(0)
 
 

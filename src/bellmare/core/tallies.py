@@ -19,7 +19,9 @@ def book_load(tally: Tally, now_us: InstantUs, load_us: int) -> None:
     tally.loads += 1
     tally.load_us = SpanUs(tally.load_us + load_us)
     tally.recent_loads += 1.0
-    tally.recent_load_s += load_us / SECOND_US
+    load_s = load_us / SECOND_US
+    tally.recent_load_s += load_s
+    tally.recent_squares += load_s * load_s
 
 
 def age(tally: Tally, now_us: InstantUs) -> None:
@@ -30,6 +32,7 @@ def age(tally: Tally, now_us: InstantUs) -> None:
     tally.recent_cold_starts *= left
     tally.recent_loads *= left
     tally.recent_load_s *= left
+    tally.recent_squares *= left
     tally.at_us = now_us
 
 
