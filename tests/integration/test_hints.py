@@ -36,7 +36,7 @@ def runners(running: Any) -> list[Any]:
 
 async def test_a_prepared_model_is_loaded_by_the_hint_and_its_request_finds_it_ready(sim, gateway):
     worker = await sim()
-    running = await gateway(worker.port, admin="127.0.0.1:0")
+    running = await gateway(worker.port, eviction="hv", admin="127.0.0.1:0")
     said = await running.post("/api/prepare", {"model": "A:1", "in_ms": 10_000})
     assert said.status == 202
     assert said.json == {"models": [{"model": "A:1", "state": "loading"}]}
@@ -57,10 +57,10 @@ async def test_a_prepared_model_is_loaded_by_the_hint_and_its_request_finds_it_r
 
 async def test_a_wrong_hint_evicts_nothing_that_is_hotter(sim, gateway):
     worker = await sim()
-    running = await gateway(worker.port)
-    for _ in range(8):
-        for name in ("a:1", "b:1"):  # both are in constant use, and there is no room for a third
-            assert (await running.chat(name)).status == 200
+    running = await gateway(worker.port, eviction="hv")
+    for name in ("c:1", *("a:1", "b:1") * 8):  # c:1 has left for the two that are in constant use
+        assert (await running.chat(name)).status == 200
+    assert {runner.name for runner in runners(running)} == {"a:1", "b:1"}
     before = len(running.steps)
     for _ in range(3):
         said = await running.post("/api/prepare", {"model": "c:1"})
@@ -68,16 +68,13 @@ async def test_a_wrong_hint_evicts_nothing_that_is_hotter(sim, gateway):
     for name in ("a:1", "b:1"):
         assert (await running.chat(name)).headers["x-bellmare-cache"] == "hit"
     decided = [one for _, _, decisions in running.steps[before:] for one in decisions]
-    assert [one for one in decisions_of(decided) if one.name in ("a:1", "b:1")] == []
-
-
-def decisions_of(decided: list[Any]) -> list[Unload]:
-    return [one for one in decided if isinstance(one, Unload)]
+    assert len(hints(running, HintSource.prepare)) == 3
+    assert [one for one in decided if isinstance(one, Load | Unload)] == []
 
 
 async def test_a_preparation_that_is_wrong_is_told_in_each_dialect_and_gives_nothing(sim, gateway):
     worker = await sim()
-    running = await gateway(worker.port)
+    running = await gateway(worker.port, eviction="hv")
     for path in ("/api/prepare", "/v1/prepare"):
         for body, status in (
             ({"model": "a:9"}, 404), ({"models": ["a:1", "nobody"]}, 404), ({"model": "a:cloud"}, 403),
@@ -93,7 +90,7 @@ async def test_a_preparation_that_is_wrong_is_told_in_each_dialect_and_gives_not
 
 async def test_the_next_header_hints_at_what_comes_after_a_request_and_a_malformed_one_is_a_400(sim, gateway):
     worker = await sim()
-    running = await gateway(worker.port)
+    running = await gateway(worker.port, eviction="hv")
     header = {"x-bellmare-next": "b:1;in_ms=50, nobody:1"}
     assert (await running.post("/api/chat", BODY, **header)).status == 200
     asked = running.events(RequestArrived)[0]
@@ -116,7 +113,7 @@ async def test_the_next_header_hints_at_what_comes_after_a_request_and_a_malform
 
 async def test_looks_lists_and_long_bodies_hint_at_a_known_clients_usual_model(sim, gateway):
     worker = await sim()
-    running = await gateway(worker.port)
+    running = await gateway(worker.port, eviction="hv")
     for path in ("/api/tags", "/v1/models"):
         assert (await running.ask("GET", path)).status == 200
     assert running.events(HintGiven) == [], "nothing is known of him yet"
@@ -143,7 +140,7 @@ async def test_looks_lists_and_long_bodies_hint_at_a_known_clients_usual_model(s
 @pytest.mark.slow
 async def test_floods_are_limited_and_told_while_requests_are_served(sim, gateway):
     worker = await sim()
-    running = await gateway(worker.port, admin="127.0.0.1:0")
+    running = await gateway(worker.port, eviction="hv", admin="127.0.0.1:0")
     await running.chat("a:1")
     statuses = [(await running.post("/api/prepare", {"models": ["a:1", "b:1", "c:1", "e:1"]})) for _ in range(20)]
     limited = [reply for reply in statuses if reply.status == 429]
@@ -168,7 +165,7 @@ async def test_floods_are_limited_and_told_while_requests_are_served(sim, gatewa
 
 async def test_the_official_client_goes_on_as_before_with_the_header_beside_it(sim, gateway):
     worker = await sim()
-    running = await gateway(worker.port)
+    running = await gateway(worker.port, eviction="hv")
     client = ollama.AsyncClient(host=f"http://127.0.0.1:{running.port}", headers={"X-Bellmare-Next": "b:1"})
     assert {model.model for model in (await client.list()).models} >= {"a:1", "b:1"}
     assert (await client.show("a:1")).details is not None
