@@ -385,6 +385,7 @@ class Fleet:
         if runner.residency is Residency.absent:
             if runner.untried:
                 self.state.forecast.useless += 1.0
+                self.count("ahead_useless")
             del worker.runners[runner.model]
             worker.leaving.pop(runner.model, None)
             worker.left[runner.model] = self.now_us
