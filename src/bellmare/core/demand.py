@@ -4,8 +4,9 @@ Only arrivals count, served or not. Everything decays, and everything is bounded
 """
 
 from bellmare.core.fleet import Fleet
+from bellmare.core.knowledge import Caller, Demand
 from bellmare.core.numeric import decay, ln
-from bellmare.core.state import Caller, Demand, Model
+from bellmare.core.state import Model
 from bellmare.core.units import SECOND_US, InstantUs, ModelId
 
 SPANS_S = (30.0, 120.0, 600.0, 2_400.0, 10_800.0, 43_200.0, 259_200.0)

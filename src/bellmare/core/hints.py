@@ -8,8 +8,9 @@ from bellmare.core import demand, forecast
 from bellmare.core.costs import SPAWN_US
 from bellmare.core.events import HintGiven, HintSource
 from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.knowledge import Hint, Score
 from bellmare.core.numeric import decay
-from bellmare.core.state import Hint, Model, Score
+from bellmare.core.state import Model
 from bellmare.core.units import SECOND_US, InstantUs, ModelId, SpanUs
 
 BELIEF = {

@@ -10,7 +10,8 @@ import msgspec
 from bellmare.core.events import HintSource
 from bellmare.core.fleet import Fleet
 from bellmare.core.forecast import HEADS_S, SIZE
-from bellmare.core.state import Experience, Forecast, KnownModel, Score, State
+from bellmare.core.knowledge import Experience, Forecast, Score
+from bellmare.core.state import KnownModel, State
 from bellmare.core.units import InstantUs, ModelId, SpanUs
 
 VERSION = 1

@@ -14,7 +14,8 @@ from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.eviction.registry import POLICIES, policy
 from bellmare.core.fleet import Fleet
 from bellmare.core.residency import Residency
-from bellmare.core.state import Bin, Held, Model, Shadow, Tally, Worker
+from bellmare.core.shadow_state import Bin, Held, Shadow, Tally
+from bellmare.core.state import Model, Worker
 from bellmare.core.tallies import age, book_cold_start, recent_share
 from bellmare.core.units import SECOND_US, InstantUs, WorkerId
 
@@ -194,8 +195,8 @@ def _clearly(best: Tally, own: Tally, *, fleet: Tally) -> bool:
     """Whether ``best`` had a tenth less load-seconds than ``own`` and than the fleet itself, and not by chance.
 
     The fleet loads ahead of demand too, which some policies do not: what a ghost on demand does better than the
-    policy's own ghost need not be better than that. Loads are as good as independent events, so that the spread of a sum is the
-    root of its squares: with 50 loads each it takes a fifth less, with 200 a tenth.
+    policy's own ghost need not be better than that. Loads are as good as independent events, so that the spread of a
+    sum is the root of its squares: with 50 loads each it takes a fifth less, with 200 a tenth.
     """
     saved_s = own.recent_load_s - best.recent_load_s
     if best.recent_load_s >= (1 - MARGIN) * min(own.recent_load_s, fleet.recent_load_s):
