@@ -93,6 +93,8 @@ def _both(**changed: Any) -> tuple[Setup, Setup]:
 SHORT: Any = {"lengths": Lengths.short}
 AHEAD: Any = {"page_cache": True, "hints_percent": 90}
 """The files are in page cache and nine of ten requests are announced: the most that can be had."""
+CALM: Any = {"think_s": 3_600.0, "horizon_s": 60_000.0}
+"""Fifty people who ask once an hour: a runner is seldom busy when its memory is wanted."""
 ASSIGNED: Any = {"pinned": True, "assigned": True}
 """What a careful operator does without a gateway."""
 
@@ -101,10 +103,12 @@ def _cold_start() -> Iterator[Case]:
     loads: tuple[tuple[Metric, Any], ...] = (
         (Metric.cold, {}),
         (Metric.cold, {"page_cache": True}),
-        (Metric.cold, {"think_s": 3_600.0, "horizon_s": 60_000.0}),
+        (Metric.cold, CALM),
         (Metric.every, {}),
         (Metric.every, {"page_cache": True}),
         (Metric.every, AHEAD),
+        (Metric.every, {**CALM, **AHEAD}),
+        (Metric.every, {**CALM, **AHEAD, **SHORT}),
         (Metric.every, {"gpus": 4}),
         (Metric.every, {"gpus": 4, **AHEAD}),
         (Metric.every, {"gpus": 4, **SHORT}),
@@ -124,6 +128,8 @@ def _cold_starts() -> Iterator[Case]:
     loads: tuple[Any, ...] = (
         *({"models": count} for count in (3, 4, 6, 8, 12)),
         {"models": 8, **AHEAD},
+        {"models": 8, **CALM},
+        {"models": 8, **CALM, **AHEAD},
         {"models": 8, "pinned": True},
         *({"gpus": 4, "models": count} for count in (4, 8, 10, 12, 16, 24)),
         {"gpus": 4, "models": 16, **AHEAD},

@@ -154,7 +154,7 @@ def fleet(setup: Setup) -> SimFleet:
 
 
 def twin_config(setup: Setup) -> TwinConfig:
-    """One server of the run. The eviction stall of Ollama 0.30 is off: it would end many a stock run for good."""
+    """One server of the run: stock in all that is not named here, its eviction stall included."""
     gpu = GpuConfig(
         vram_bytes=VRAM_BYTES,
         context_overhead_bytes=FOOTPRINT_BYTES,
@@ -172,7 +172,6 @@ def twin_config(setup: Setup) -> TwinConfig:
         queue_max=QUEUE_MAX,
         loaded_models_max=UNLIMITED if kept else 0,
         keep_alive_us=FOREVER_US if kept else 300 * SECOND_US,
-        stall_switch=False,
     )
 
 

@@ -86,6 +86,12 @@ def _row(case: Case, results: Results, seeds: Sequence[int]) -> dict[str, Any]:
         f"ours_to_{unit}": _rounded(to),
         "ours_change_percent": change,
         "holds": holds(published, from_, to),
+        "unfinished": sum(
+            results[replace(setup, seed=seed)].unfinished
+            for side in (case.before, case.after)
+            for setup in case.at(side)
+            for seed in seeds
+        ),
     }
 
 
@@ -129,7 +135,6 @@ def _shared() -> dict[str, Any]:
         "weights_gb": {kind.label: kind.weights_bytes / 1e9 for kind in kinds},
         "kv_bytes_per_token": {kind.label: kind.kv_bytes_per_token for kind in kinds},
         "log_normal_prompt_and_output": {str(name): list(drawn) for name, drawn in conditions.LOG_NORMAL.items()},
-        "eviction_stall": False,
         "tolerance_percent": round(100 * TOLERANCE),
     }
 
