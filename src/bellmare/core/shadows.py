@@ -194,8 +194,8 @@ def _clearly(best: Tally, own: Tally, *, fleet: Tally) -> bool:
     """Whether ``best`` had a tenth less load-seconds than ``own`` and than the fleet itself, and not by chance.
 
     The fleet loads ahead of demand too, which some policies do not: what a ghost on demand does better than the
-    policy's own ghost need not be better than that. Loads are as good as independent events, so that the spread of a sum is the
-    root of its squares: with 50 loads each it takes a fifth less, with 200 a tenth.
+    policy's own ghost need not be better than that. Loads are as good as independent events, so that the spread of a
+    sum is the root of its squares: with 50 loads each it takes a fifth less, with 200 a tenth.
     """
     saved_s = own.recent_load_s - best.recent_load_s
     if best.recent_load_s >= (1 - MARGIN) * min(own.recent_load_s, fleet.recent_load_s):
