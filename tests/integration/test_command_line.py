@@ -111,6 +111,20 @@ def test_load_ps_unload(gateway: tuple[Path, str, str]) -> None:
     assert "mistral:7b" not in run(home, "ps", *at).stdout
 
 
+def test_prepare_says_what_is_known_of_each_model_and_waits_for_nothing(gateway: tuple[Path, str, str]) -> None:
+    home, url, admin = gateway
+    run(home, "load", "mistral:7b", "--admin-url", admin)
+    said = run(home, "prepare", "mistral:7b", "--in", "10s", "--ttl", "1m", "--url", url)
+    assert said.stdout == "mistral:7b: resident\n"
+    both = json.loads(run(home, "prepare", "mistral:7b", "phi4:14b", "--json", "--url", url).stdout)["models"]
+    assert [row["model"] for row in both] == ["mistral:7b", "phi4:14b"]
+    assert both[1]["state"] in ("expected", "loading", "resident")
+    assert "not found" in run(home, "prepare", "nothing:here", "--url", url, status=1).stderr
+    assert "--in" in run(home, "prepare", "mistral:7b", "--in", "soon", "--url", url, status=2).stderr
+    assert "no gateway answers" in run(home, "prepare", "mistral:7b", "--url", "http://127.0.0.1:1", status=5).stderr
+    run(home, "unload", "mistral:7b", "--admin-url", admin)
+
+
 def test_refusals_have_a_reason_and_a_status(gateway: tuple[Path, str, str]) -> None:
     home, _, admin = gateway
     at = ["--admin-url", admin]

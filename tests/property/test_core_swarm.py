@@ -206,7 +206,7 @@ def test_room_for_a_load_ahead_of_demand_remembers_what_its_victims_were() -> No
 
 def test_what_was_just_evicted_is_not_loaded_again_ahead_of_demand() -> None:
     oracle = served().oracle
-    oracle.workers[WorkerId("w0")].evicted[ModelId("blob-bee")] = oracle.now - SECOND
+    oracle.workers[WorkerId("w0")].evicted[ModelId("blob-bee")] = oracle.now + SECOND
     with pytest.raises(Broken, match="what was just evicted"):
         ahead(oracle, "blob-bee")
 

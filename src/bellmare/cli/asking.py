@@ -37,11 +37,11 @@ def admin_url() -> str:
     return f"http://{admin}" if admin.port else ADMIN_URL
 
 
-def ask(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+def ask(url: str, path: str, body: dict[str, Any] | None = None, *, flag: str = "--admin-url") -> Any:
     """One call; ends the process with a clear text if nobody answers. Refusals (409) come back as their body."""
     url = url or admin_url()
     if not url.startswith(("http://", "https://")):
-        fail(f"--admin-url must begin with http://, not {url!r}", 2)
+        fail(f"{flag} must begin with http://, not {url!r}", 2)
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(url.rstrip("/") + path, data=data, headers={"content-type": "application/json"})  # noqa: S310 - checked above
     try:

@@ -29,6 +29,7 @@ from bellmare.runtime.clock import Clock
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.effects import Effects
 from bellmare.runtime.fleet import WorkerFleet
+from bellmare.runtime.memory import Memory
 from bellmare.runtime.observer import INTERVAL_S, Observer
 from bellmare.runtime.recorder import Recorder, header_line
 from bellmare.runtime.tasks import Tasks
@@ -40,6 +41,8 @@ from bellmare.workers.ollama import WorkerSettings as AdapterSettings
 
 SETTLE_TIMEOUT_S = 15.0
 """How long start-up waits for workers to answer; those that do not join later."""
+LEARNED_FILE = "learned.json"
+"""Beside the folder of the event log."""
 CLOSE_GRACE_S = 30.0
 STEP_TIMEOUT_S = 15.0
 """Of each step of the end beyond the grace: embedded workers have 5 s of their own, and then end their children."""
@@ -79,6 +82,7 @@ class Service:
         self.tasks = Tasks(lambda name, error: logs.error(f"task '{name}' failed", error=error))
         engine = Engine(settings.core_config())
         self.recorder: Recorder | None = None
+        self.memory: Memory | None = None
         self.driver = Driver(engine, self.clock, on_error=lambda what, error: logs.error(what, error=error))
         self.metrics = Metrics(engine)
         self.driver.watch(self.metrics.step)
@@ -132,6 +136,22 @@ class Service:
         self.driver.record_with(self.recorder)
         self.metrics.event_log = self.recorder
 
+    def _recall(self) -> None:
+        """Go on with what earlier lives have learned; kept beside the event log."""
+        record = self.settings.record
+        if record is None:
+            return
+        try:
+            path = record_folder(record.path).parent / LEARNED_FILE
+        except RuntimeError:  # nobody knows where home is
+            return
+        self.memory = Memory(
+            path, self.driver.engine, self.clock, complain=lambda text, why: self.logs.warning(text, error=why)
+        )
+        if self.memory.recall():
+            self.logs.info("remembered what was learned earlier", file=str(path))
+        self.tasks.spawn(self.memory.keep(), name="memory")
+
     async def start(self) -> None:
         """Take the addresses, start own workers, join all, observe, then let clients in.
 
@@ -146,6 +166,7 @@ class Service:
                 self._admin = await listen_admin(
                     self._admin_app(settings.admin), settings.admin.host, settings.admin.port
                 )
+        self._recall()
         self._record()
         for position, worker in enumerate(settings.workers):
             await self._add(worker, position)
@@ -243,6 +264,8 @@ class Service:
                 steps.push_async_callback(self._end, "own worker", close)
             steps.push_async_callback(self._end, "workers", self.fleet.close)
             steps.push_async_callback(self._end, "tasks", self.tasks.close)
+            if self.memory is not None:
+                steps.push_async_callback(self._end, "memory", self.memory.write)
             steps.callback(self.driver.close)
             if self._admin is not None:
                 steps.push_async_callback(self._end, "admin", self._admin.close)

@@ -2,7 +2,9 @@
 
 from bisect import bisect_left, insort
 
-from bellmare.core.state import Bin, Experience, Held, Shadow, State, Worker
+from bellmare.core.knowledge import Experience
+from bellmare.core.shadow_state import Bin, Held, Shadow
+from bellmare.core.state import State, Worker
 from bellmare.core.units import InstantUs, ModelId, WorkerId
 
 

@@ -15,6 +15,7 @@ from bellmare.core import (
     forecast,
     health,
     hints,
+    learned,
     operations,
     operator,
     queueing,
@@ -177,6 +178,25 @@ class Engine:
         for model in engine.fleet.state.models.values():
             lower_least(engine.fleet, model)  # the configuration may have changed meanwhile
         return engine
+
+    def learned(self) -> bytes:
+        """What a restart should not forget; :meth:`remember` takes it in."""
+        return msgspec.json.encode(learned.learned(self.fleet))
+
+    def remember(self, known: bytes, *, away_us: int, now_us: InstantUs) -> bool:
+        """Take in what an earlier life has learned, before the first step; ``away_us`` after it was written.
+
+        False, and nothing changed, if it is damaged or of another version.
+        """
+        try:
+            earlier = msgspec.json.decode(known, type=learned.Learned)
+        except msgspec.DecodeError:
+            return False
+        shift_us = now_us - away_us - earlier.saved_us
+        taken = learned.remember(self.fleet.state, earlier, eviction=self.config.eviction, shift_us=shift_us)
+        if taken:
+            self.policy = policy(self.config.eviction, self.fleet.state.experience)
+        return taken
 
     # ------------------------------------------------------------------ its own decisions
 

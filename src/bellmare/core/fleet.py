@@ -19,6 +19,8 @@ from bellmare.core.state import Model, Placement, Request, RequestPhase, Runner,
 from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, WorkerId
 
 NO_CONFIG = ModelConfig()
+REST_LOADS = 2
+"""An unloaded model is not loaded again ahead of demand before so many of its load spans have passed: no thrashing."""
 OUTLIVED_MAX = 1000
 """Timers of requests and operations that are over, beside two for each that is not: then the heap is cleared of them.
 
@@ -67,7 +69,6 @@ class Fleet:
         "dirty_workers",
         "live",
         "loading",
-        "look_ahead",
         "now_us",
         "open",
         "out",
@@ -107,14 +108,14 @@ class Fleet:
         """Models without a copy, by the arrival of who waits longest."""
         self.dirty_models: dict[ModelId, None] = {}
         self.dirty_workers: dict[WorkerId, None] = {}
-        self.look_ahead = False
-        """A hint came, or a loader became free: what is foreseen is looked at once before the step ends."""
         self._mortal_timers = 0
         self._open_key: dict[tuple[int, ModelId], int] = {}
         self._ready_key: dict[tuple[int, ModelId], int] = {}
         self._room_key: dict[int, int] = {}
         self._preference: dict[ModelId, list[int]] = {}
+        look_ahead = state.look_ahead
         self._derive()
+        state.look_ahead = look_ahead  # no loader became free by being read
 
     # ------------------------------------------------------------------ derived from a snapshot
 
@@ -199,6 +200,16 @@ class Fleet:
         self.ready_slots[model.model] = 0
         self.loading[model.model] = 0
         self.live[model.model] = 0
+
+    def recall(self, model: Model) -> None:
+        """What an earlier life learned of a blob that has just been seen for the first time in this one."""
+        known = self.state.remembered.pop(model.model, None)
+        if known is None:
+            return
+        model.demand, model.load_us, model.service_us = known.demand, known.load_us, known.service_us
+        if model.demand.arrivals:
+            self.state.asked.append(model.model)
+            self.state.recent[model.model] = None
 
     def forget_unused(self, model: Model) -> None:
         """Drop a model that nothing refers to any more; seen again, it is new, and what was learned is learned anew."""
@@ -367,11 +378,14 @@ class Fleet:
     def move(self, worker: Worker, runner: Runner, cue: Cue) -> None:
         """Take one step of the residency table; ``gone`` removes the runner and gives its bytes back to the ledger."""
         self.loading[runner.model] -= runner.residency is Residency.loading
+        if cue is Cue.gone and runner.residency is Residency.unloading:
+            worker.resting[runner.model] = InstantUs(self.now_us + REST_LOADS * runner.load_us)
         runner.residency = after(runner.residency, cue)
         runner.since_us = self.now_us
         if runner.residency is Residency.absent:
             if runner.untried:
                 self.state.forecast.useless += 1.0
+                self.count("ahead_useless")
             del worker.runners[runner.model]
             worker.leaving.pop(runner.model, None)
             worker.left[runner.model] = self.now_us
@@ -438,7 +452,7 @@ class Fleet:
         if available:
             insort(self.room, (free, worker.index))
             self._room_key[worker.index] = free
-            self.look_ahead = True
+            self.state.look_ahead = True
 
     def available(self, worker: Worker) -> bool:
         """Whether a placement may start: in routing, known, and nothing under way."""

@@ -9,7 +9,8 @@ from heapq import heappop, heappush
 from bellmare.core.bins import Space, put, refile, take
 from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes, predicted_bytes, unload_estimate_us
 from bellmare.core.fleet import Fleet
-from bellmare.core.state import Bin, Held, Model, Shadow, Worker
+from bellmare.core.shadow_state import Bin, Held, Shadow
+from bellmare.core.state import Model, Worker
 from bellmare.core.tallies import book_cold_start, book_load
 from bellmare.core.units import SECOND_US, InstantUs, SpanUs
 from bellmare.core.victims import Claim, fits

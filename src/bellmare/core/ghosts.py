@@ -12,7 +12,8 @@ from bellmare.core.bins import Space, put, refile, room_of, take
 from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes, predicted_bytes, unload_estimate_us
 from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.fleet import Fleet
-from bellmare.core.state import Held, Model, Shadow, Worker
+from bellmare.core.shadow_state import Held, Shadow
+from bellmare.core.state import Model, Worker
 from bellmare.core.tallies import book_cold_start, book_load
 from bellmare.core.units import InstantUs, SpanUs
 from bellmare.core.victims import Claim, cheapest, fits, prefix

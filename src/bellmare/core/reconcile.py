@@ -98,6 +98,7 @@ def _vote(fleet: Fleet, worker: Worker, entry: StoredModel) -> None:
     if model is None:
         model = state.models[entry.model] = Model(model=entry.model, stored=entry)
         fleet.know(model)
+        fleet.recall(model)
         learn_least(fleet, model)
     votes = state.votes.setdefault(entry.name, {})
     votes[entry.model] = votes.get(entry.model, 0) + 1
@@ -137,7 +138,7 @@ def _take_loaded(fleet: Fleet, worker: Worker, event: WorkerObserved) -> None:
     for loaded in event.loaded:
         model = fleet.state.models.get(loaded.model) if loaded.model is not None else None
         if model is None:
-            foreign += loaded.bytes
+            foreign += loaded.bytes + worker.unshown_bytes  # a runner all the same
             continue
         seen[model.model] = None
         _take_one(fleet, worker, model, sight=(loaded, event.started_us))
@@ -150,6 +151,9 @@ def _take_loaded(fleet: Fleet, worker: Worker, event: WorkerObserved) -> None:
         if left_us < event.started_us:
             del worker.left[model_id]
             fleet.doubt(model_id)
+    for model_id, until_us in list(worker.resting.items()):
+        if until_us <= fleet.now_us:
+            del worker.resting[model_id]
 
 
 def _newer(fleet: Fleet, worker: Worker, runner: Runner, *, started_us: InstantUs) -> bool:

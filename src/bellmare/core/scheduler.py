@@ -39,8 +39,8 @@ ADOPT_TIMEOUT_US = SpanUs(60 * SECOND_US)
 def run(fleet: Fleet, policy: EvictionPolicy) -> None:
     """Do all that follows from the marks that the event left, up to the step's bounds."""
     _settle(fleet, policy)
-    if fleet.look_ahead:
-        fleet.look_ahead = False
+    if fleet.state.look_ahead:
+        fleet.state.look_ahead = False
         scarce = fleet.pending or len(fleet.blocked) >= len(fleet.room)
         if fleet.state.foreseen and policy.prices and not scarce:
             _foresee(fleet, policy)
@@ -222,7 +222,7 @@ def advance(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
 
 def _work_ahead(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
     """Nothing has to be done here: what would spare the next ones a wait?"""
-    if not fleet.config.ahead or len(fleet.blocked) >= max(1, len(fleet.room)):
+    if not fleet.config.ahead or fleet.pending or len(fleet.blocked) >= max(1, len(fleet.room)):
         return  # those who wait need the loaders
     if fleet.available(worker):
         found = policy.ahead(fleet, worker)

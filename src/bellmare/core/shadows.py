@@ -14,7 +14,8 @@ from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.eviction.registry import POLICIES, policy
 from bellmare.core.fleet import Fleet
 from bellmare.core.residency import Residency
-from bellmare.core.state import Bin, Held, Model, Shadow, Tally, Worker
+from bellmare.core.shadow_state import Bin, Held, Shadow, Tally
+from bellmare.core.state import Model, Worker
 from bellmare.core.tallies import age, book_cold_start, recent_share
 from bellmare.core.units import SECOND_US, InstantUs, WorkerId
 

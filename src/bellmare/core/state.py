@@ -10,7 +10,9 @@ import msgspec
 
 from bellmare.core.decisions import CacheState, LoadCause, UnloadCause
 from bellmare.core.events import HintSource, Priority, RequestKind, StoredModel, WorkerKind
+from bellmare.core.knowledge import Caller, Demand, Experience, Forecast, Score
 from bellmare.core.residency import Residency
+from bellmare.core.shadow_state import Shadows
 from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
 
 
@@ -127,13 +129,13 @@ class Worker(msgspec.Struct):
     """Runners to be unloaded for their own sake, as soon as they are idle and no operation runs."""
     left: dict[ModelId, InstantUs] = {}
     """When a runner was last gone: an observation begun before that may still show it."""
+    resting: dict[ModelId, InstantUs] = {}
+    """Models unloaded here lately, and before which instant they are not loaded again ahead of demand."""
     backoff: dict[ModelId, tuple[int, InstantUs]] = {}
     """Failed loads in a row and when the next may be tried."""
     load_bytes_per_s: int = 0
     """Learned; zero before the first load."""
     prefill_tokens_per_s: int = 0
-    ahead_us: InstantUs = InstantUs(0)
-    """Work ahead of demand is not looked for again before this instant."""
     look_us: InstantUs = InstantUs(0)
     """When it is looked at next for work ahead of demand."""
     room_us: InstantUs = InstantUs(0)
@@ -158,193 +160,6 @@ class Want(StrEnum):
     """Wants a copy; the scheduler has not looked for room yet."""
     blocked = "blocked"
     """Wants a copy; there was no room when last looked."""
-
-
-class Demand(msgspec.Struct):
-    """When a model was asked for, and how often. Kept by ``demand``; decayed values are of the instant beside them."""
-
-    arrivals: int = 0
-    last_us: InstantUs = InstantUs(-1)
-    before_us: InstantUs = InstantUs(-1)
-    """The arrival before the last one."""
-    counters: list[float] = []
-    """Arrivals, decayed with each of ``demand.SPANS_S``, as of ``last_us``; empty before the first."""
-    gap_ln: float = 0.0
-    """Moving average of ln(1 + seconds) between arrivals."""
-    gap_spread: float = 0.0
-    """Mean distance of the gaps' logarithms from that average: small for a timer."""
-    sessions: float = 0.0
-    sessions_us: InstantUs = InstantUs(0)
-    """Tenants whose last request this model had, decayed."""
-    chain: float = 0.0
-    chain_us: InstantUs = InstantUs(0)
-    """Requests that tenants' last requests let expect, decayed."""
-    followers: dict[ModelId, float] = {}
-    """Which models the same tenants asked for next, soon after."""
-    logits: list[float] = []
-    """What the forecast's heads last said, good until ``logits_until_us``; kept here so that a restored core goes on
-    with the same numbers."""
-    logits_until_us: InstantUs = InstantUs(-1)
-    hints: dict[HintSource, "Hint"] = {}
-    samples: list["Sample"] = []
-    """What the forecast saw of it and has not been told the truth about."""
-
-
-class Hint(msgspec.Struct):
-    """Somebody, or the core itself, expects requests for a model. One for each model and source."""
-
-    given_us: InstantUs
-    due_us: InstantUs
-    until_us: InstantUs
-    """Not expected any more after this instant."""
-    chance: float
-    """That it comes true, by what became of such hints."""
-    expected: int = 1
-    """Requests."""
-    tenant: str = ""
-
-
-class Score(msgspec.Struct):
-    """What became of hints: decayed counts."""
-
-    right: float = 0.0
-    wrong: float = 0.0
-    lead_us: SpanUs = SpanUs(0)
-    """From hint to request, on average."""
-
-
-class Sample(msgspec.Struct):
-    """Features of one model at one instant, waiting for its next arrival."""
-
-    at_us: InstantUs
-    features: list[float]
-
-
-class Caller(msgspec.Struct):
-    """One tenant's habits."""
-
-    model: ModelId | None = None
-    """Asked for last."""
-    last_us: InstantUs = InstantUs(0)
-    habits: dict[ModelId, float] = {}
-    """What he asks for, and how often."""
-    score: Score = msgspec.field(default_factory=Score)
-    """Of his hints."""
-
-
-class Experience(msgspec.Struct):
-    """What one eviction policy remembers beside the demand; each uses what it needs."""
-
-    inflation: float = 0.0
-    priority: dict[ModelId, float] = {}
-    histogram: dict[ModelId, list[int]] = {}
-    hits: list[list[float]] = []
-    ends: list[list[float]] = []
-    density: list[list[float]] = []
-    events: int = 0
-
-
-class Forecast(msgspec.Struct):
-    """What the forecast has learned. Kept by ``forecast``."""
-
-    weights: list[list[float]] = []
-    """In use: one list per head."""
-    learned: list[list[float]] = []
-    """Being learned; becomes ``weights`` now and then."""
-    squares: list[list[float]] = []
-    """Sums of squared gradients (Adagrad)."""
-    version: int = 0
-    """Counts how often ``weights`` changed."""
-    lessons: int = 0
-    cursor: int = 0
-    sampled_us: InstantUs = InstantUs(0)
-    idle_us: SpanUs = SpanUs(0)
-    """How long victims had not been used when they left: the cache's characteristic time."""
-    byte_price: float = 0.0
-    """Seconds of expected waiting that a byte of GPU memory is worth: what victims cost per byte."""
-    misses: float = 0.0
-    misses_us: InstantUs = InstantUs(0)
-    """Loads on demand, decayed."""
-    needs: list[int] = []
-    """Bytes of the latest loads on demand."""
-    useful: float = 0.0
-    useless: float = 0.0
-    """Loads ahead of demand that served somebody, and those that left unused; decayed."""
-    caution: float = 1.0
-    """Times ``prewarm.KAPPA``: the price of a load ahead of demand, by how useful the last ones were."""
-    spent_us: float = 0.0
-    spent_at_us: InstantUs = InstantUs(0)
-    """Loader time given to loads ahead of demand, decayed over an hour."""
-
-
-class Held(msgspec.Struct):
-    """A model that a shadow believes to be loaded: what an eviction policy asks of a runner, and no more."""
-
-    model: ModelId
-    bytes: Bytes
-    used_us: InstantUs
-    load_us: SpanUs
-    ready_us: InstantUs
-    """When its load ends."""
-    busy_us: InstantUs
-    """When its last request should end."""
-
-
-class Bin(msgspec.Struct):
-    """One worker's memory as a shadow fills it."""
-
-    index: int
-    """As ``Worker.index``."""
-    held: dict[ModelId, Held] = {}
-    used_bytes: int = 0
-    filed: int = 0
-    """What it is filed under in ``Shadow.room``; the worker's own limits may have changed since."""
-    loader_us: InstantUs = InstantUs(0)
-    """Its loader is free from then on."""
-    in_routing: bool = False
-    connections: int = 0
-    """Requests under way. Kept for stock Ollama only."""
-
-
-class Tally(msgspec.Struct):
-    """Cold starts and loads on demand, in all and lately: the latter decayed, as of ``at_us``."""
-
-    cold_starts: int = 0
-    """Requests for which no copy was ready on arrival."""
-    loads: int = 0
-    load_us: SpanUs = SpanUs(0)
-    recent_cold_starts: float = 0.0
-    recent_loads: float = 0.0
-    recent_load_s: float = 0.0
-    recent_squares: float = 0.0
-    """Squares of the loads' seconds: how much their sum may owe to chance."""
-    at_us: InstantUs = InstantUs(0)
-
-
-class Shadow(msgspec.Struct):
-    """What the fleet would hold if another policy decided, on demand only. Kept by ``ghosts`` and ``ghost_stock``."""
-
-    bins: dict[WorkerId, Bin] = {}
-    where: dict[ModelId, WorkerId] = {}
-    """Which bin holds a model. Unused by stock Ollama, which holds a model on several workers."""
-    room: list[tuple[int, int]] = []
-    """Bins in routing: (free bytes, or connections of stock Ollama; worker index), ascending."""
-    ends: list[tuple[InstantUs, int]] = []
-    """When requests under way should end, and on which worker: a heap. Kept for stock Ollama only."""
-    tally: Tally = msgspec.field(default_factory=Tally)
-    experience: Experience = msgspec.field(default_factory=Experience)
-
-
-class Shadows(msgspec.Struct):
-    """All shadows, and what the real fleet did meanwhile. Kept by ``shadows``."""
-
-    ghosts: dict[str, Shadow] = {}
-    """By the name of the policy; ``stock`` is stock Ollama."""
-    fleet: Tally = msgspec.field(default_factory=Tally)
-    switched_us: InstantUs = InstantUs(-1)
-    """When the policy in use was last changed, or the first request came; -1: none has come."""
-    compared_us: InstantUs = InstantUs(0)
-    switches: int = 0
 
 
 class Account(msgspec.Struct):
@@ -443,6 +258,14 @@ class Request(msgspec.Struct):
     """Workers that failed it; used again only if nobody else stores the model."""
 
 
+class KnownModel(msgspec.Struct):
+    """What is remembered of a blob from an earlier life."""
+
+    demand: Demand
+    load_us: SpanUs = SpanUs(0)
+    service_us: SpanUs = SpanUs(0)
+
+
 class State(msgspec.Struct):
     """Everything. Dictionaries keep insertion order; no set of strings is ever iterated."""
 
@@ -463,6 +286,8 @@ class State(msgspec.Struct):
     timers: list[tuple[InstantUs, int, str, str]] = []
     """A heap of (instant, kind, key, key); outlived ones are skipped when due."""
     counters: dict[str, int] = {}
+    remembered: dict[ModelId, KnownModel] = {}
+    """Learned in an earlier life, of blobs that no worker has shown yet."""
     asked: list[ModelId] = []
     """Models that were ever asked for, in order of the first time."""
     recent: dict[ModelId, None] = {}
@@ -474,6 +299,8 @@ class State(msgspec.Struct):
     """Tenants by their last request, the latest last."""
     foreseen: dict[ModelId, None] = {}
     """Models that hints speak for, to be looked at whenever a loader is free."""
+    look_ahead: bool = False
+    """A hint came, or a loader became free: what is foreseen is looked at once, in this step or the next."""
     scores: dict[HintSource, Score] = {}
     forecast: Forecast = msgspec.field(default_factory=Forecast)
     experience: Experience = msgspec.field(default_factory=Experience)

@@ -1,7 +1,7 @@
 """Cold starts and loads over all time and over about the last six hours, decayed."""
 
 from bellmare.core.numeric import decay
-from bellmare.core.state import Tally
+from bellmare.core.shadow_state import Tally
 from bellmare.core.units import SECOND_US, InstantUs, SpanUs
 
 WINDOW_S = 6 * 3_600.0

@@ -13,7 +13,9 @@ from bellmare.core.fleet import Fleet
 from bellmare.core.units import SECOND_US, Bytes, ModelId, SpanUs
 
 PAIRED_MAX = 12
-"""The cheapest so many runners are tried in pairs; larger sets come from the greedy order."""
+"""The cheapest so many runners are tried alone and in pairs; larger sets come from the greedy order."""
+RATE_SCALE = 0.5
+"""Bytes freed beyond need are worth half of what victims cost per byte of late: the next load may want another size."""
 
 
 class Claim(NamedTuple):
@@ -80,25 +82,30 @@ def prefix(worker: Space, claim: Claim, order: Sequence[R]) -> list[R] | None:
 
 
 def cheapest(fleet: Fleet, policy: EvictionPolicy, worker: Space, *, claim: Claim, idle: Sequence[R]) -> list[R] | None:
-    """The idle runners whose leaving costs least in seconds, unloads included, and makes room."""
+    """The idle runners whose leaving costs least in seconds, unloads included, and makes room; inclusion-minimal.
+
+    Their memory counts for them, so that a price may be below zero: still nobody leaves who is not needed.
+    """
     unload_s = (worker.unload_us or UNLOAD_US) / SECOND_US
     rate = RATE_SCALE * fleet.state.forecast.byte_price
     priced = sorted(
         (policy.loss(fleet, [runner]) + unload_s - rate * runner.bytes, runner.model, runner) for runner in idle
     )
     best, best_price = _greedy(worker, claim, priced)
+    alone = [fits(worker, claim, leaving_bytes=runner.bytes, leaving=1) for _, _, runner in priced[:PAIRED_MAX]]
     for i, (price, _, runner) in enumerate(priced[:PAIRED_MAX]):
-        if price < best_price and fits(worker, claim, leaving_bytes=runner.bytes, leaving=1):
-            best, best_price = [runner], price
-        for other_price, _, other in priced[i + 1 : PAIRED_MAX]:
-            if price + other_price < best_price and fits(
-                worker, claim, leaving_bytes=runner.bytes + other.bytes, leaving=2
-            ):
+        if alone[i]:
+            if price < best_price:
+                best, best_price = [runner], price
+            continue  # whoever makes room alone needs nobody beside him, even if that looked cheaper
+        for j in range(i + 1, len(alone)):
+            other_price, _, other = priced[j]
+            if price + other_price >= best_price:
+                break  # those behind cost more still
+            if not alone[j] and fits(worker, claim, leaving_bytes=runner.bytes + other.bytes, leaving=2):
                 best, best_price = [runner, other], price + other_price
+                break
     return best
-
-
-RATE_SCALE = 0.5
 
 
 def _greedy(worker: Space, claim: Claim, priced: Sequence[tuple[float, ModelId, R]]) -> tuple[list[R] | None, float]:

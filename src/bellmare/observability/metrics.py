@@ -16,6 +16,7 @@ from bellmare.core.events import DispatchFailed, Event, OperationEnded
 from bellmare.core.eviction.registry import POLICIES
 from bellmare.core.residency import Residency
 from bellmare.core.units import InstantUs
+from bellmare.observability.hint_metrics import HintMetrics
 
 SECONDS = (0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 300)
 """Nine, and two histograms by model, as every line costs 7 us of the loop at every scrape. With 15 buckets, three
@@ -72,6 +73,8 @@ class Metrics:
         self.steps = self._counter("core_steps", "Events taken in by the core")
         self.registry.register(_StateCollector(engine, self._gauge_labels))
         self.registry.register(_ShadowCollector(engine))
+        self.hints = HintMetrics(engine)
+        self.registry.register(self.hints)
         self.registry.register(_EventLogCollector(lambda: self.event_log))
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:

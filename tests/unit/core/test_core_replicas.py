@@ -10,9 +10,9 @@ def replicas(script: Script) -> list[d.Load]:
     return [one for one in script.all if isinstance(one, d.Load) and one.cause is d.LoadCause.replica]
 
 
-def hot(*, idle_s: float) -> Script:
-    """a is resident on w1 with one slot; w2 is full of c, which has been idle for so long."""
-    script = Script()
+def hot(*, idle_s: float, uses: int = 1, eviction: str = "hv") -> Script:
+    """a is resident on w1 with one slot; w2 is full of c, which was used so often and has been idle for so long."""
+    script = Script(eviction=eviction)
     script.worker("w1", stored("a", 16), parallel=1)
     script.resident("a", "w1")
     script.worker("w2", stored("a", 16), stored("c", 16), parallel=1)
@@ -21,9 +21,10 @@ def hot(*, idle_s: float) -> Script:
     script.passes(10)
     script.ends(load)
     script.passes(20)
-    script.asks("used", "c")
-    script.passes(1)
-    script.done("used")
+    for number in range(uses):
+        script.asks(f"used-{number}", "c")
+        script.passes(1)
+        script.done(f"used-{number}")
     script.passes(idle_s)
     return script
 
@@ -38,9 +39,10 @@ def test_a_queue_that_outlasts_a_load_gets_a_copy_in_place_of_a_model_that_nobod
     assert [load.worker for load in replicas(script)] == ["w2"]
 
 
-def test_a_copy_never_takes_the_place_of_a_model_that_is_hotter_than_the_relief() -> None:
+@pytest.mark.parametrize(("eviction", "uses"), [("lru", 1), ("hv", 30)])
+def test_a_copy_never_takes_the_place_of_a_model_that_is_hotter_than_the_relief(eviction: str, uses: int) -> None:
     """The queue saves a few seconds; the policy says that losing the victim costs nine."""
-    script = hot(idle_s=0.1)
+    script = hot(idle_s=0.1, uses=uses, eviction=eviction)
     for number in range(4):
         script.asks(f"r{number}", "a", within=1000)
     script.passes(2)

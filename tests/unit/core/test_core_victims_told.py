@@ -6,7 +6,7 @@ from core_script import Script, loaded, stored
 
 from bellmare.core import decisions as d
 from bellmare.core.eviction.recency import LeastRecentlyUsed
-from bellmare.core.state import Experience
+from bellmare.core.knowledge import Experience
 
 
 class Listening(LeastRecentlyUsed):

@@ -11,9 +11,10 @@ from typing import ClassVar
 from bellmare.core import forecast, hints
 from bellmare.core.eviction.policy import R, Resident, used_us
 from bellmare.core.fleet import Fleet
+from bellmare.core.knowledge import Experience
 from bellmare.core.prewarm import Ahead, best_ahead
 from bellmare.core.residency import Residency
-from bellmare.core.state import Experience, Model, Runner, Worker
+from bellmare.core.state import Model, Runner, Worker
 from bellmare.core.units import GIB, SECOND_US, ModelId
 
 HORIZON = 0.3
@@ -56,7 +57,8 @@ class HazardValue:
         return value * SPARE_COPY if _spare(fleet, resident) else value
 
     def ahead(self, fleet: Fleet, worker: Worker) -> Ahead | None:
-        return best_ahead(fleet, self, worker)
+        del worker  # the best place may be another
+        return best_ahead(fleet, self)
 
     def soon(self, fleet: Fleet, model_id: ModelId, tau_s: float) -> float:
         """p(tau) of a model, hints included."""

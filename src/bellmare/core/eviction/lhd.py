@@ -11,7 +11,8 @@ from typing import ClassVar
 from bellmare.core.demand import SPANS_S
 from bellmare.core.eviction.policy import ByRecency, R, Resident, used_us
 from bellmare.core.fleet import Fleet
-from bellmare.core.state import Experience, Model
+from bellmare.core.knowledge import Experience
+from bellmare.core.state import Model
 from bellmare.core.units import SECOND_US, ModelId
 
 AGES = 24

@@ -12,6 +12,8 @@ MIB = 1 << 20
 GIB = 1 << 30
 NEVER = -1
 UNLOAD_TRIES = 3
+RESTING_LOADS = 2
+"""A model sent away is not loaded ahead of demand before so many times its load span have passed (I6)."""
 SPECULATIVE = (d.LoadCause.prewarm, d.LoadCause.hint)
 """Loads for which nobody waits."""
 
@@ -63,6 +65,8 @@ class ClaimBook:
     need: int
     num_ctx: int
     begun: int
+    asked: bool = False
+    """Whether somebody waited for it then, or a pin or an operator wanted it: not ahead of demand."""
     beside: bool = False
     """Whether another copy existed then."""
     victims: dict[ModelId, None] = field(default_factory=dict)
@@ -83,7 +87,7 @@ class WorkerBook:
     runners: dict[ModelId, RunnerBook] = field(default_factory=dict)
     gone: dict[ModelId, int] = field(default_factory=dict)
     evicted: dict[ModelId, int] = field(default_factory=dict)
-    """When the core last sent a model away from here for others' sake."""
+    """Until when a model that the core sent away may not come back ahead of demand: twice its load from then on."""
     claims: dict[ModelId, ClaimBook] = field(default_factory=dict)
     refused_until: dict[ModelId, int] = field(default_factory=dict)
     """Back-off after a failed load, as far as it is certain."""

@@ -13,6 +13,7 @@ from bellmare.core.config import CoreConfig
 from bellmare.core.units import ModelId, OperationId, RequestId, WorkerId
 from bellmare.sim.swarm.books import (
     LOST,
+    RESTING_LOADS,
     SECOND,
     UNLOAD_TRIES,
     Broken,
@@ -123,7 +124,8 @@ class Ledger:
             self._count_votes()
         lines = [(line.model, line) for line in event.loaded if line.model is not None and line.model in self.blobs]
         known = dict(lines)
-        worker.foreign = event.foreign_bytes + sum(line.bytes for line in event.loaded if line.model not in known)
+        strangers = [line.bytes + worker.unshown for line in event.loaded if line.model not in known]
+        worker.foreign = event.foreign_bytes + sum(strangers)
         for blob, line in lines:
             self._seen(worker, blob, line, started=event.started_us)
         for blob, runner in list(worker.runners.items()):
@@ -179,8 +181,10 @@ class Ledger:
             runner.bytes = measured + worker.unshown
 
     def _remove(self, worker: WorkerBook, blob: ModelId) -> None:
-        del worker.runners[blob]
+        runner = worker.runners.pop(blob)
         worker.gone[blob] = self.now
+        if runner.state == "unloading":
+            worker.evicted[blob] = self.now + RESTING_LOADS * runner.load_span
         for claim in worker.claims.values():
             claim.victims.pop(blob, None)
 

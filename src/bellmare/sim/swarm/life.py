@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from bellmare.core.events import HintSource
 from bellmare.sim.swarm.clients import Clients
 from bellmare.sim.swarm.draws import Action, draw
 from bellmare.sim.swarm.healing import heal
@@ -148,7 +149,9 @@ def outcome(seed: int, requests: int) -> Life:
         life.requests, life.steps, life.digest = world.next_request, world.steps, world.digest()
         life.met, life.checked, life.decided = world.oracle.met, world.oracle.checked, world.oracle.decided_kinds
         counters = world.engine.fleet.state.counters
-        for what, count in counters.items():
-            if what.startswith("hint_"):
-                life.met[f"HintSource.{what.removeprefix('hint_')}"] = count
+        for source in HintSource:  # the core itself tells of those that it gives itself
+            outcomes = {how: counters.get(f"hint_{how}_{source}", 0) for how in ("right", "wrong")}
+            life.met[f"HintSource.{source}"] = life.met.get(f"HintSource.{source}", 0) + sum(outcomes.values())
+            for how, count in outcomes.items():
+                life.met[f"hint {how}"] = life.met.get(f"hint {how}", 0) + count
     return life

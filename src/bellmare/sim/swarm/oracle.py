@@ -231,10 +231,10 @@ class Oracle(Ledger):
 
     def _judge_speculative(self, worker: WorkerBook, decision: d.Load, claim: ClaimBook | None) -> None:
         """A load for which nobody waits takes nothing from anybody, and there is a budget for them (I5, I6)."""
-        costly = claim.costly if claim is not None else []
+        costly = claim.costly if claim is not None and not claim.asked else []
         self.must(not costly, "a load ahead of demand costs nobody anything", decision, costly)
         left = worker.evicted.get(decision.model)
-        rested = left is None or self.now >= left + decision.expected_us or bool(self.waiting.get(decision.model))
+        rested = left is None or self.now >= left or bool(self.waiting.get(decision.model))
         self.must(rested, "what was just evicted is not loaded ahead of demand", decision, left)
         self.speculative += 1
         span = (self.now - self.began) // SPECULATIVE_EVERY_US
@@ -251,7 +251,6 @@ class Oracle(Ledger):
         self.must(runner.state in ("draining", "unloading"), "drain before unload", decision, runner)
         if decision.cause in (d.UnloadCause.room, d.UnloadCause.ahead, d.UnloadCause.replica):
             self.must(not self.pinned(decision.model), "a pinned model is no victim", decision)
-            worker.evicted[decision.model] = self.now
         if decision.cause is d.UnloadCause.room:
             self.must(decision.wanted_by is not None, "room is made for somebody", decision)
         elif decision.cause in (d.UnloadCause.ahead, d.UnloadCause.replica) and decision.wanted_by is None:
@@ -322,7 +321,8 @@ class Oracle(Ledger):
             num_ctx = self.canonical(wanted)
             beside = any(wanted in other.runners for other in self.workers.values())
             need = self.need(worker, wanted, num_ctx)
-            claim = ClaimBook(need, num_ctx, self.now, beside=beside, victims=dict(again))
+            asked = since is not None or wanted in self.ever_pinned or self.asked_in.get(wanted) == self.now
+            claim = ClaimBook(need, num_ctx, self.now, asked=asked, beside=beside, victims=dict(again))
             worker.claims[wanted] = claim
             self._claimed[decision.worker, wanted] = None
         assert claim is not None
