@@ -13,8 +13,8 @@ from bellmare.core.config import CoreConfig, ModelConfig
 from bellmare.core.events import WorkerRemoved
 from bellmare.core.eviction.recency import LeastRecentlyUsed
 from bellmare.core.eviction.registry import POLICIES
+from bellmare.core.shadow_state import Shadow
 from bellmare.core.shadows import COMPARE_EVERY_US, SHADOWED, STOCK
-from bellmare.core.state import Shadow
 
 HOUR = 3600
 
