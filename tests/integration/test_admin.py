@@ -187,4 +187,17 @@ async def test_every_metric_is_ours_and_every_label_is_from_a_closed_set(sim, ga
     assert all(name.startswith("bellmare_") for name in names)
     labels = set(re.findall(r'[{,](\w+)="', text))
     known = {"model", "status", "direction", "refusal", "fault", "cause", "outcome", "worker", "healthy", "part", "le"}
-    assert labels <= known | {"state"}
+    assert labels <= known | {"state", "policy", "to", "source"}
+    for metric in ("cold_starts_total", "cold_starts_saved", "load_seconds_saved", "regret_ratio"):
+        assert f"bellmare_{metric}" in names
+    assert 'bellmare_shadow_cold_starts_total{policy="stock"} 1.0' in text
+    assert 'bellmare_shadow_load_seconds_total{policy="stock"}' in text
+    assert 'bellmare_eviction_policy{policy="hv"} 1.0' in text
+
+
+async def test_shadows_are_shown_with_what_was_saved(sim, gateway):
+    running = await gateway((await sim()).port, admin="127.0.0.1:0")
+    await running.chat("a:1")
+    report = (await running.admin("GET", "/api/v1/shadows")).json
+    assert (report["policy"], report["fleet"]["cold_starts"], report["cold_starts_saved"]) == ("hv", 1, 0.0)
+    assert [row["policy"] for row in report["shadows"]][-1] == "stock"
