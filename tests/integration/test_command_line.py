@@ -111,6 +111,16 @@ def test_load_ps_unload(gateway: tuple[Path, str, str]) -> None:
     assert "mistral:7b" not in run(home, "ps", *at).stdout
 
 
+def test_shadows_as_a_table_and_for_scripts(gateway: tuple[Path, str, str]) -> None:
+    home, _, admin = gateway
+    at = ("--admin-url", admin)
+    report = json.loads(run(home, "shadows", "--json", *at).stdout)
+    assert {row["policy"] for row in report["shadows"]} == {"hv", "lru", "gdsf", "lhd", "stock"}
+    told = run(home, "shadows", *at).stdout
+    assert "hv (in use)" in told
+    assert "saved against stock Ollama" in told
+
+
 def test_prepare_says_what_is_known_of_each_model_and_waits_for_nothing(gateway: tuple[Path, str, str]) -> None:
     home, url, admin = gateway
     run(home, "load", "mistral:7b", "--admin-url", admin)

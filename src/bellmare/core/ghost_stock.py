@@ -6,14 +6,13 @@ least connections with ties to the first worker, which is kind to it.
 
 from heapq import heappop, heappush
 
-from bellmare.core.bins import Space, put, refile, take
+from bellmare.core.bins import put, refile, room_of, take
 from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes, predicted_bytes, unload_estimate_us
 from bellmare.core.fleet import Fleet
 from bellmare.core.shadow_state import Bin, Held, Shadow
 from bellmare.core.state import Model, Worker
 from bellmare.core.tallies import book_cold_start, book_load
 from bellmare.core.units import SECOND_US, InstantUs, SpanUs
-from bellmare.core.victims import Claim, fits
 
 KEEP_ALIVE_US = 300 * SECOND_US
 MODELS_MAX = 3
@@ -66,21 +65,22 @@ def _load(fleet: Fleet, shadow: Shadow, worker: Worker, *, model: Model) -> Held
     for held in [held for held in found.held.values() if held.busy_us + KEEP_ALIVE_US <= now_us]:
         take(found, held.model)
     num_ctx = canonical_num_ctx(fleet, model)
-    claim = Claim(need_bytes(worker, model, num_ctx), predicted_bytes(worker, model, num_ctx))
-    space = Space(worker, found)
+    need, predicted = need_bytes(worker, model, num_ctx), predicted_bytes(worker, model, num_ctx)
+    room = room_of(worker)
     begin_us: int = max(now_us, found.loader_us)
-    while found.held and (len(found.held) >= MODELS_MAX or not fits(space, claim)):
+    while found.held:
+        free = room - found.used_bytes
+        fits = need <= free and predicted * 100 <= (free + worker.headroom_bytes) * worker.fit_percent
+        if fits and len(found.held) < MODELS_MAX:
+            break
         victim = min(found.held.values(), key=lambda held: (held.busy_us, held.model))
         begin_us = max(begin_us, victim.busy_us) + unload_estimate_us(worker)
         take(found, victim.model)
-        space.free_bytes += victim.bytes
     load_us = load_estimate_us(worker, model)
     book_load(shadow.tally, now_us, load_us)
     ready_us = InstantUs(begin_us + load_us)
     found.loader_us = ready_us
-    fresh = Held(
-        model=model.model, bytes=claim.need_bytes, used_us=now_us, load_us=load_us, ready_us=ready_us, busy_us=ready_us
-    )
+    fresh = Held(model=model.model, bytes=need, used_us=now_us, load_us=load_us, ready_us=ready_us, busy_us=ready_us)
     put(shadow, worker.worker, fresh)
     return fresh
 
