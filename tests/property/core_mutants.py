@@ -36,7 +36,9 @@ class Mutant:
 
 FIRST_SEEDS = {
     "zombies are buried early": 26,
-    "the last comes first": 51,
+    "room ahead is made of young runners": 130,
+    "room ahead is made of busy runners": 24,
+    "what is loaded ahead may drain": 24,
 }
 
 
@@ -112,7 +114,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "the last comes first",
-        ("fleet", "return queue[0][1] if queue else None", "return queue[-1][1] if queue else None"),
+        ("fairness", "return turns.order[0][2].waiting[0][1]", "return turns.order[0][2].waiting[-1][1]"),
         "its own lane does not overtake it", "nobody waits beside a free slot", "the engine's own check",
     ),
     _mutant(
@@ -163,7 +165,7 @@ MUTANTS: tuple[Mutant, ...] = (
     # ---- placement and eviction
     _mutant(
         "victims that are not needed go too",
-        ("placement", "        if fits(worker, claim, leaving_bytes=freed - runner.bytes, leaving=len(chosen) - 1):\n", "        if False:\n"),
+        ("victims", "        if fits(worker, claim, leaving_bytes=freed - runner.bytes, leaving=len(chosen) - 1):\n", "        if False:\n"),
         "no victim that is not needed",
     ),
     _mutant(
@@ -189,16 +191,16 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "headroom is lent out",
         ("state", "return self.capacity_bytes - self.headroom_bytes - self.foreign_bytes - self.used_bytes", "return self.capacity_bytes - self.foreign_bytes - self.used_bytes"),
-        "memory is never promised twice", "real memory is enough",
+        "memory is never promised twice", "real memory is enough", "victims make room",
     ),
     _mutant(
         "Ollama's own share is not heeded",
-        ("placement", "return others == 0 or claim.predicted_bytes * 100 <= (free + worker.headroom_bytes) * worker.fit_percent", "return True"),
+        ("victims", "return others == 0 or claim.predicted_bytes * 100 <= (free + worker.headroom_bytes) * worker.fit_percent", "return True"),
         "Ollama's own share",
     ),
     _mutant(
         "one runner more than Ollama allows",
-        ("placement", "if worker.runners_max and others >= worker.runners_max:", "if worker.runners_max and others > worker.runners_max:"),
+        ("victims", "if worker.runners_max and others >= worker.runners_max:", "if worker.runners_max and others > worker.runners_max:"),
         "Ollama's own number of runners",
     ),
     _mutant(
@@ -256,7 +258,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("operations", "    if event.outcome is OperationOutcome.done:\n        fleet.move(worker, runner, Cue.gone)\n        return\n", "    fleet.move(worker, runner, Cue.gone)\n    return\n"),
         "nothing begins on a worker that is in doubt", "memory is never promised twice", "the books of memory agree",
         "health is as it was told", "counters tell what happened", "no model is loaded twice",
-        "the books of runners agree",
+        "the books of runners agree", "real memory is enough",
     ),
     _mutant(
         "a lost end is never given up",
@@ -306,7 +308,7 @@ MUTANTS: tuple[Mutant, ...] = (
         ("reconcile", "            fleet.count(\"found_gone\")\n            fleet.move(worker, runner, Cue.gone)\n", "            pass\n"),
         "only to a resident model", "the books of memory agree",
         "only what is there is unloaded",
-        "the books of runners agree",
+        "the books of runners agree", "no victim that is not needed",
     ),
     _mutant(
         "foreign memory is not seen",
@@ -325,13 +327,13 @@ MUTANTS: tuple[Mutant, ...] = (
         ("reconcile", "if worker is None or event.started_us < worker.observed_us:", "if worker is None:"),
         "the books of memory agree", "only to a resident model", "the name reaches the blob there",
         "nothing begins on a worker that is in doubt", "only where the name means the blob",
-        "the books of runners agree",
+        "the books of runners agree", "nobody waits beside a worker with room",
     ),
     # ---- health
     _mutant(
         "a refused connection takes no worker out",
         ("health", "if event.fault in LOST_AT_ONCE or worker.unreachable >=", "if worker.unreachable >="),
-        "never to a lost worker", "operations on workers in routing only", "the engine's own check",
+        "never to a lost worker", "operations on workers in routing only", "the engine's own check", "the cache's state is told as it was",
     ),
     _mutant(
         "missed answers are never forgotten",
@@ -341,7 +343,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "one missed answer too many",
         ("health", "worker.unreachable >= fleet.config.unreachable_max:", "worker.unreachable > fleet.config.unreachable_max:"),
-        "never to a lost worker", "operations on workers in routing only",
+        "never to a lost worker", "operations on workers in routing only", "who has lost his worker is told so",
     ),
     _mutant(
         "the grace of a lost worker never ends",
@@ -369,6 +371,83 @@ MUTANTS: tuple[Mutant, ...] = (
         "the fullest runner is served first",
         ("fleet", "key = used * 1000 // slots if ready and used < slots else -1", "key = used * 1000 // slots if ready and used <= slots else -1"),
         "never beyond its slots", "dispatch needs a free slot", "the engine's own check",
+    ),
+    # ---- work ahead
+    _mutant(
+        "a model that was sent away comes back at once",
+        ("prewarm", "if plan.worker.resting.get(model.model, 0) > fleet.now_us:", "if False:"),
+        "what was just evicted is not loaded ahead of demand", "few loads and unloads without arrivals",
+    ),
+    _mutant(
+        "rest ends with the next observation",
+        ("reconcile", "        if until_us <= fleet.now_us:\n", "        if True:\n"),
+        "what was just evicted is not loaded ahead of demand", "few loads and unloads without arrivals",
+    ),
+    _mutant(
+        "what is loaded ahead may drain",
+        ("prewarm", "plan = plan_on(fleet, policy, worker, model=model, drain=False)", "plan = plan_on(fleet, policy, worker, model=model, drain=True)"),
+        "a busy victim only after patience", "a young victim only after patience", "a load ahead of demand costs nobody anything",
+    ),
+    _mutant(
+        "room ahead is made of pinned runners",
+        ("prewarm", "if runner.residency is not Residency.resident or runner.used or not evictable(fleet, worker, runner):", "if runner.residency is not Residency.resident or runner.used:"),
+        "a pinned model is no victim", "who is waited for does not leave unasked", "the name reaches the blob there",
+    ),
+    _mutant(
+        "room ahead is made of young runners",
+        ("prewarm", "if fleet.evictable_us(runner) > fleet.now_us or runner.bytes <= gap:", "if runner.bytes <= gap:"),
+        "a young runner does not leave unasked",
+    ),
+    _mutant(
+        "what is resident is loaded ahead once more",
+        ("prewarm", "return not model.copies and not model.placements and model.healthy_holders > 0", "return model.healthy_holders > 0"),
+        "no copy of what is there is loaded ahead of demand", "no model is loaded twice",
+    ),
+    _mutant(
+        "room ahead is made of busy runners",
+        ("prewarm", "if runner.residency is not Residency.resident or runner.used or not evictable(fleet, worker, runner):", "if runner.residency is not Residency.resident or not evictable(fleet, worker, runner):"),
+        "a busy runner does not leave unasked",
+    ),
+    # ---- hints, demand, forecast
+    _mutant(
+        "a hint never expires",
+        ("hints", "    del model.demand.hints[HintSource(source)]\n    _judge", "    _judge"),
+        "no hint outlives its time",
+    ),
+    _mutant(
+        "a hint that was put off is not looked at again",
+        ("hints", "        fleet.set_timer(hint.until_us, Timer.hint, model_id, key2=source)\n        return\n", "        return\n"),
+        "no hint outlives its time",
+    ),
+    _mutant(
+        "what has come is still expected",
+        ("hints", "        if hint.expected <= 0:\n", "        if hint.expected < 0:\n"),
+        "what is remembered is bounded",
+    ),
+    _mutant(
+        "a flood of hints stands for any number of requests",
+        ("hints", "hint.expected = min(EXPECTED_MAX, hint.expected + 1)", "hint.expected = hint.expected + 1"),
+        "what is remembered is bounded",
+    ),
+    _mutant(
+        "all habits are remembered",
+        ("demand", "if len(counts) > HABITS_MAX:", "if False:"),
+        "what is remembered is bounded",
+    ),
+    _mutant(
+        "a model asked for again counts as new",
+        ("demand", "    if demand.arrivals:\n        _age(demand, now_us)", "    if demand.arrivals > 1:\n        _age(demand, now_us)"),
+        "every model is remembered once",
+    ),
+    _mutant(
+        "samples wait in any number",
+        ("forecast", "if len(samples) < SAMPLES_MAX and", "if"),
+        "what is remembered is bounded",
+    ),
+    _mutant(
+        "all sizes of misses are remembered",
+        ("forecast", "if len(forecast.needs) > NEEDS_MAX:", "if False:"),
+        "what is remembered is bounded",
     ),
 )  # fmt: skip
 BY_NAME = {mutant.name: mutant for mutant in MUTANTS}

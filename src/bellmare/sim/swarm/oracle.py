@@ -233,6 +233,8 @@ class Oracle(Ledger):
         """A load for which nobody waits takes nothing from anybody, and there is a budget for them (I5, I6)."""
         costly = claim.costly if claim is not None and not claim.asked else []
         self.must(not costly, "a load ahead of demand costs nobody anything", decision, costly)
+        beside = any(decision.model in other.runners for other in self.workers.values())
+        self.must(claim is not None or not beside, "no copy of what is there is loaded ahead of demand", decision)
         left = worker.evicted.get(decision.model)
         rested = left is None or self.now >= left or bool(self.waiting.get(decision.model))
         self.must(rested, "what was just evicted is not loaded ahead of demand", decision, left)
@@ -281,6 +283,8 @@ class Oracle(Ledger):
         if decision.cause in (d.UnloadCause.ahead, d.UnloadCause.replica) and not again:
             self.must(not runner.used, "a busy runner does not leave unasked", decision, runner)
             self.must(not self.pinned(decision.model), "a pinned model is no victim", decision)
+            young = decision.cause is d.UnloadCause.ahead and self.now < runner.ready + runner.load_span
+            self.must(not young, "a young runner does not leave unasked", decision, runner)
             self._judge_unwanted(worker, decision)
         elif decision.cause is d.UnloadCause.shape:
             less = runner.num_ctx < self.canonical(decision.model)

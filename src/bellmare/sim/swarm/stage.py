@@ -15,6 +15,14 @@ from bellmare.sim.swarm.books import SECOND, Broken
 from bellmare.sim.swarm.draws import PLAIN, Setting
 from bellmare.sim.swarm.oracle import Oracle, event_request
 
+REMEMBERED_MAX = 64
+"""Requests that one hint stands for, and models that hints speak for."""
+HABITS_MAX = 8
+"""Models remembered of a tenant, and followers of a model."""
+NEEDS_MAX = 32
+"""Loads on demand whose sizes are remembered."""
+SAMPLES_MAX = 3
+"""Lessons of one model that wait for the truth."""
 TIMERS_IN_A_ROW_MAX = 200
 """So many steps at one instant without the world doing anything is a loop."""
 WAKES_PER_SPAN_MAX = 5_000
@@ -167,6 +175,26 @@ class Stage:
                 used = runners[blob].used
                 self.oracle.must(used == runner.used, "the books of slots agree", name, blob, used, runner.used)
 
+    def _check_memories(self) -> None:
+        """What is remembered of the past and said of the future is bounded, and hints end when they said (I16)."""
+        state, must = self.engine.fleet.state, self.oracle.must
+        must(
+            len(set(state.asked)) == len(state.asked) == len(state.recent),
+            "every model is remembered once",
+            list(state.recent),
+        )
+        must(len(state.foreseen) <= REMEMBERED_MAX, "what is remembered is bounded", len(state.foreseen))
+        must(len(state.forecast.needs) <= NEEDS_MAX, "what is remembered is bounded", len(state.forecast.needs))
+        for tenant, caller in state.callers.items():
+            must(len(caller.habits) <= HABITS_MAX, "what is remembered is bounded", tenant, caller.habits)
+        for model in state.models.values():
+            known = model.demand
+            must(len(known.followers) <= HABITS_MAX, "what is remembered is bounded", model.model, known.followers)
+            must(len(known.samples) <= SAMPLES_MAX, "what is remembered is bounded", model.model, len(known.samples))
+            for source, hint in known.hints.items():
+                must(hint.until_us > self.now, "no hint outlives its time", model.model, source, hint)
+                must(0 < hint.expected <= REMEMBERED_MAX, "what is remembered is bounded", model.model, hint)
+
     # ------------------------------------------------------------------ time
 
     def due(self) -> None:
@@ -176,6 +204,8 @@ class Stage:
             if deadline is None or deadline > self.now:
                 self.oracle.rested()
                 self._check_slots()
+                if self.steps % self.check_every == 0:
+                    self._check_memories()
                 return
             self.step(e.TimePassed())
         self.oracle.must(False, "timers come to rest", self.now)
