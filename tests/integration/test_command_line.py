@@ -126,8 +126,8 @@ def test_prepare_says_what_is_known_of_each_model_and_waits_for_nothing(gateway:
     run(home, "load", "mistral:7b", "--admin-url", admin)
     said = run(home, "prepare", "mistral:7b", "--in", "10s", "--ttl", "1m", "--url", url)
     assert said.stdout == "mistral:7b: resident\n"
-    both = json.loads(run(home, "prepare", "mistral:7b", "phi4:14b", "--json", "--url", url).stdout)["models"]
-    assert [row["model"] for row in both] == ["mistral:7b", "phi4:14b"]
+    both = json.loads(run(home, "prepare", "mistral:7b", "nomic-embed-text", "--json", "--url", url).stdout)["models"]
+    assert [row["model"] for row in both] == ["mistral:7b", "nomic-embed-text"]
     assert both[1]["state"] in ("expected", "loading", "resident")
     assert "not found" in run(home, "prepare", "nothing:here", "--url", url, status=1).stderr
     assert "--in" in run(home, "prepare", "mistral:7b", "--in", "soon", "--url", url, status=2).stderr
