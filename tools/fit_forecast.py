@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bellmare.core import forecast
 from bellmare.core.engine import Engine
-from bellmare.core.state import Forecast, Sample
+from bellmare.core.knowledge import Forecast, Sample
 from bellmare.sim.drive import Drive, core_config
 from bellmare.sim.fleet import read_fleet
 from bellmare.sim.scenarios import REQUESTS, SCENARIOS

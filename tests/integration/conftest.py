@@ -2,12 +2,12 @@
 
 import asyncio
 import socket
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 import uvloop
-from rig import Gateway, Sim, start_gateway, start_sim
+from rig import Gateway, Process, Sim, start_gateway, start_sim
 
 
 def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
@@ -55,3 +55,16 @@ def unused_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+@pytest.fixture
+def process() -> Iterator[Callable[..., Process]]:
+    started: list[Process] = []
+
+    def start(port: int = 0, *, time_scale: float = 0.02) -> Process:
+        started.append(Process(port, time_scale=time_scale))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()

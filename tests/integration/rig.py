@@ -6,6 +6,8 @@ import asyncio
 import io
 import json
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -28,6 +30,7 @@ EMBEDDER = SimModel(
 )
 SMALL = (SimModel("a:1", capabilities=("completion", "tools")), SimModel("b:1"), SimModel("c:1"), EMBEDDER)
 """Three models of 4.9 GB, of which two fit into 24 GB with four slots of 8,192 tokens, and one for embeddings."""
+RUNNER = Path(__file__).with_name("sim_process.py")
 HUGE = SimModel("huge:1", "llama", 120, 128, 8, 0, 16_384, 53_248)
 """Some 230 GB: larger than any worker of these tests."""
 
@@ -316,6 +319,22 @@ async def start_sim(port: int = 0, **config: Any) -> Sim:
     """Fast and small unless told otherwise."""
     chosen = {"models": SMALL, "time_scale": 0.01, "parallel": 4, "vram_bytes": 24 * 10**9} | config
     return Sim(await start_sim_worker(SimConfig(**chosen), port=port))
+
+
+class Process:
+    """One simulated worker that can be killed."""
+
+    def __init__(self, port: int = 0, *, time_scale: float) -> None:
+        self.child = subprocess.Popen([sys.executable, RUNNER, str(port), str(time_scale)], stdout=subprocess.PIPE)
+        assert self.child.stdout is not None
+        self.port = int(self.child.stdout.readline())
+
+    def kill(self) -> None:
+        """kill -9."""
+        self.child.kill()
+        self.child.wait()
+        assert self.child.stdout is not None
+        self.child.stdout.close()
 
 
 def replayed(folder: Path) -> Report:

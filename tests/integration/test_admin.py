@@ -6,6 +6,8 @@ import socket
 from rig import until
 
 from bellmare.core.decisions import Load, LoadCause, Unload, UnloadCause
+from bellmare.core.events import HintSource
+from bellmare.core.eviction.registry import POLICIES
 
 JSON = {"content_type": "application/json"}
 
@@ -187,4 +189,6 @@ async def test_every_metric_is_ours_and_every_label_is_from_a_closed_set(sim, ga
     assert all(name.startswith("bellmare_") for name in names)
     labels = set(re.findall(r'[{,](\w+)="', text))
     known = {"model", "status", "direction", "refusal", "fault", "cause", "outcome", "worker", "healthy", "part", "le"}
-    assert labels <= known | {"state"}
+    assert labels <= known | {"state", "source", "policy", "to"}
+    assert set(re.findall(r'source="(\w+)"', text)) == set(HintSource)
+    assert set(re.findall(r'policy="([^"]+)"', text)) <= {*POLICIES, "stock"}

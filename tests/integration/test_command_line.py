@@ -111,6 +111,36 @@ def test_load_ps_unload(gateway: tuple[Path, str, str]) -> None:
     assert "mistral:7b" not in run(home, "ps", *at).stdout
 
 
+def test_shadows_as_a_table_and_for_scripts(gateway: tuple[Path, str, str]) -> None:
+    home, _, admin = gateway
+    at = ("--admin-url", admin)
+    report = json.loads(run(home, "shadows", "--json", *at).stdout)
+    assert {row["policy"] for row in report["shadows"]} == {"hv", "lru", "gdsf", "lhd", "stock"}
+    told = run(home, "shadows", *at).stdout
+    assert "hv (in use)" in told
+    assert "saved against stock Ollama" in told
+
+
+def test_prepare_says_what_is_known_of_each_model_and_waits_for_nothing(gateway: tuple[Path, str, str]) -> None:
+    home, url, admin = gateway
+    run(home, "load", "mistral:7b", "--admin-url", admin)
+    said = run(home, "prepare", "mistral:7b", "--in", "10s", "--ttl", "1m", "--url", url)
+    assert said.stdout == "mistral:7b: resident\n"
+    both = json.loads(run(home, "prepare", "mistral:7b", "nomic-embed-text", "--json", "--url", url).stdout)["models"]
+    assert [row["model"] for row in both] == ["mistral:7b", "nomic-embed-text"]
+    assert both[1]["state"] in ("expected", "loading", "resident")
+    assert "not found" in run(home, "prepare", "nothing:here", "--url", url, status=1).stderr
+    assert "--in" in run(home, "prepare", "mistral:7b", "--in", "soon", "--url", url, status=2).stderr
+    assert "no gateway answers" in run(home, "prepare", "mistral:7b", "--url", "http://127.0.0.1:1", status=5).stderr
+    at = ("--admin-url", admin)
+    deadline = time.monotonic() + 30
+    while rows := json.loads(run(home, "ps", "--json", *at).stdout):  # a hint may load, and take another's place for it
+        assert time.monotonic() < deadline
+        for row in rows:
+            if row["residency"] == "resident":
+                run(home, "unload", row["model"], *at)
+
+
 def test_refusals_have_a_reason_and_a_status(gateway: tuple[Path, str, str]) -> None:
     home, _, admin = gateway
     at = ["--admin-url", admin]

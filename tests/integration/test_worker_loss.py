@@ -5,11 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import random
-import subprocess
-import sys
 from collections import Counter
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
 from rig import Gateway, Reply, Talk, ask, at_most, begin, until
@@ -25,38 +21,8 @@ from bellmare.core.events import (
 )
 from bellmare.core.units import WorkerId
 
-RUNNER = Path(__file__).with_name("sim_process.py")
 CLIENTS = 24
 MODELS = ("a:1", "b:1", "c:1")
-
-
-class Process:
-    """One simulated worker that can be killed."""
-
-    def __init__(self, port: int = 0, *, time_scale: float) -> None:
-        self.child = subprocess.Popen([sys.executable, RUNNER, str(port), str(time_scale)], stdout=subprocess.PIPE)
-        assert self.child.stdout is not None
-        self.port = int(self.child.stdout.readline())
-
-    def kill(self) -> None:
-        """kill -9."""
-        self.child.kill()
-        self.child.wait()
-        assert self.child.stdout is not None
-        self.child.stdout.close()
-
-
-@pytest.fixture
-def process() -> Iterator[Callable[..., Process]]:
-    started: list[Process] = []
-
-    def start(port: int = 0, *, time_scale: float = 0.02) -> Process:
-        started.append(Process(port, time_scale=time_scale))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.kill()
 
 
 async def load_on(running: Gateway, model: str, worker: str) -> None:

@@ -141,6 +141,11 @@ def _add_state(app: FastAPI, driver: Driver, fleet: WorkerFleet, *, front: Front
     async def models() -> Response:
         return _rows(views.model_rows(core))
 
+    @app.get("/api/v1/shadows")
+    async def shadows() -> Response:
+        """What other policies and stock Ollama would have done with the same requests, and what was saved."""
+        return Response(msgspec.json.encode(driver.engine.shadows()), media_type="application/json")
+
     @app.get("/api/v1/explain/{subject:path}")
     async def explain(subject: str) -> dict[str, list[str]]:
         """What was decided about a request id (ours or the client's own), a model or a worker."""

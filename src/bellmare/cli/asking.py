@@ -37,11 +37,11 @@ def admin_url() -> str:
     return f"http://{admin}" if admin.port else ADMIN_URL
 
 
-def ask(url: str, path: str, body: dict[str, Any] | None = None) -> Any:
+def ask(url: str, path: str, body: dict[str, Any] | None = None, *, flag: str = "--admin-url") -> Any:
     """One call; ends the process with a clear text if nobody answers. Refusals (409) come back as their body."""
     url = url or admin_url()
     if not url.startswith(("http://", "https://")):
-        fail(f"--admin-url must begin with http://, not {url!r}", 2)
+        fail(f"{flag} must begin with http://, not {url!r}", 2)
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(url.rstrip("/") + path, data=data, headers={"content-type": "application/json"})  # noqa: S310 - checked above
     try:
@@ -119,6 +119,37 @@ def _workers_table(rows: list[dict[str, Any]]) -> Table:
         used = size_text(row["resident_bytes"] + row["reserved_bytes"])
         free, busy = size_text(row["free_bytes"]), f"{row['busy']}/{row['slots']}"
         table.add_row(row["worker"], health, str(row["models"]), used, free, memory, busy, row["operation"])
+    return table
+
+
+def show_shadows(url: str, *, as_json: bool) -> None:
+    """The fleet beside its shadows, and what was saved against stock Ollama."""
+    report = ask(url, "/api/v1/shadows")
+    if as_json:
+        sys.stdout.write(json.dumps(report, indent=2) + "\n")
+        return
+    console = Console()
+    console.print(_shadows_table(report))
+    if not report["shadows"]:
+        console.print("shadows are off; set `shadows: true`")
+        return
+    console.print(
+        f"saved against stock Ollama, lately: {report['cold_starts_saved']:.1f} cold starts, "
+        f"{span_text(max(0.0, report['load_seconds_saved']))} of loading; "
+        f"regret {100 * report['regret_ratio']:.1f} %; policy changed {report['switches']} times"
+    )
+
+
+def _shadows_table(report: dict[str, Any]) -> Table:
+    columns = ("POLICY", "COLD STARTS", "LOADS", "LOADING", "LATELY COLD", "LATELY LOADING")
+    table = _table(*columns, right=columns[1:])
+    for row in (report["fleet"], *report["shadows"]):
+        name = Text(row["policy"])
+        if row["policy"] == report["policy"]:
+            name.append(" (in use)", "green")
+        counts = (str(row["cold_starts"]), str(row["loads"]), f"{row['load_seconds']:.0f} s")
+        lately = (f"{row['recent_cold_starts']:.1f}", f"{row['recent_load_seconds']:.1f} s")
+        table.add_row(name, *counts, *lately)
     return table
 
 

@@ -134,6 +134,14 @@ def workers(admin_url: AdminUrl = "", json: AsJson = False) -> None:
 
 
 @app.command()
+def shadows(admin_url: AdminUrl = "", json: AsJson = False) -> None:
+    """What other policies and stock Ollama would have loaded, and what was saved; lately: over about six hours."""
+    from bellmare.cli.asking import show_shadows
+
+    show_shadows(admin_url, as_json=json)
+
+
+@app.command()
 def load(
     model: str,
     *,
@@ -164,6 +172,23 @@ def unload(
 
 
 @app.command()
+def prepare(
+    models: Annotated[list[str], typer.Argument(metavar="MODEL...", help="At most eight.")],
+    *,
+    within: Annotated[str, typer.Option("--in", help="When it will be asked for: 10s, 2m.")] = "0s",
+    ttl: Annotated[str, typer.Option(help="How long after that it is still expected [default: 60s].")] = "",
+    url: Annotated[
+        str, typer.Option(envvar="BELLMARE_URL", help="The gateway [default: as set here, else 127.0.0.1:11435].")
+    ] = "",
+    json: AsJson = False,
+) -> None:
+    """Say which models will be asked for soon: a hint, which costs nobody anything hotter; waits for nothing."""
+    from bellmare.cli.preparing import ask_prepare
+
+    ask_prepare(url, models, within=within, ttl=ttl, as_json=json)
+
+
+@app.command()
 def explain(subject: str, admin_url: AdminUrl = "", json: AsJson = False) -> None:
     """Why: what was decided lately about a request id, a model or a worker."""
     from bellmare.cli.asking import show_explain
@@ -184,7 +209,9 @@ def replay(
 @app.command()
 def simulate(  # tidy: one parameter for each flag
     *,
-    suite: Annotated[str, typer.Option(help="`policy`: every scenario, every policy, five seeds.")] = "",
+    suite: Annotated[
+        str, typer.Option(help="`policy`: every scenario, every policy, five seeds; `claims`: published figures tried.")
+    ] = "",
     scenario: Annotated[str, typer.Option(help="S1 to S9, several with commas, or all (default: S1).")] = "",
     trace: Annotated[
         Path | None, typer.Option(help="A trace instead: Azure, GenTD26, ServeGen, or our own event log (its folder).")

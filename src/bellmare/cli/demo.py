@@ -376,6 +376,10 @@ def _loop_factory() -> Callable[[], asyncio.AbstractEventLoop] | None:
     return cast("Callable[[], asyncio.AbstractEventLoop]", uvloop.new_event_loop)
 
 
+LOG = "events"
+"""Below the demo's own folder, since what was learned is kept beside the log: it must be deleted too."""
+
+
 async def _run(options: Options, folder: Path) -> Summary:
     speed = options.speed
     sim = {"vram": f"{VRAM_GB}GB", "parallel": PARALLEL, "speed": speed}
@@ -385,7 +389,7 @@ async def _run(options: Options, folder: Path) -> Summary:
         overrides={
             "listen": f"127.0.0.1:{options.port}",
             "admin": f"127.0.0.1:{options.admin_port}",
-            "record": {"path": str(folder), **RECORD},
+            "record": {"path": str(folder / LOG), **RECORD},
             "drain_after": f"{round(1000 * DRAIN_AFTER_S / speed)}ms",
             "workers": [{"name": f"gpu-{number}", "sim": sim} for number in range(GPUS)],
         },
@@ -402,7 +406,7 @@ async def _run(options: Options, folder: Path) -> Summary:
     finally:
         await service.close(grace_s=1.0)
         logs.close()
-    return demo.summary(event_log=str(folder) if options.keep_log else None, notes=list(notes.lines))
+    return demo.summary(event_log=str(folder / LOG) if options.keep_log else None, notes=list(notes.lines))
 
 
 def _live(options: Options) -> bool:

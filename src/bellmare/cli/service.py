@@ -42,7 +42,7 @@ from bellmare.workers.ollama import WorkerSettings as AdapterSettings
 SETTLE_TIMEOUT_S = 15.0
 """How long start-up waits for workers to answer; those that do not join later."""
 LEARNED_FILE = "learned.json"
-"""Beside the folder of the event log."""
+"""In the folder of the event log."""
 CLOSE_GRACE_S = 30.0
 STEP_TIMEOUT_S = 15.0
 """Of each step of the end beyond the grace: embedded workers have 5 s of their own, and then end their children."""
@@ -137,12 +137,12 @@ class Service:
         self.metrics.event_log = self.recorder
 
     def _recall(self) -> None:
-        """Go on with what earlier lives have learned; kept beside the event log."""
+        """Go on with what earlier lives have learned; kept beside the files of the event log."""
         record = self.settings.record
         if record is None:
             return
         try:
-            path = record_folder(record.path).parent / LEARNED_FILE
+            path = record_folder(record.path) / LEARNED_FILE
         except RuntimeError:  # nobody knows where home is
             return
         self.memory = Memory(

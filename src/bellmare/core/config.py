@@ -66,5 +66,15 @@ class CoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     eviction: str = "hv"
     ahead: bool = True
     """Loads and makes room ahead of demand, by forecast and hints."""
+    shadows: bool = True
+    """Keeps ghosts of other policies and of stock Ollama on the live stream: metadata only."""
+    switch_policy: bool = True
+    """Changes the eviction policy when a ghost is clearly better; needs ``shadows``."""
+    switch_dwell_us: SpanUs = SpanUs(3600 * SECOND_US)
+    """From one change to the next, and from the first request to the first change, at least: an hour's requests are the
+    least that says something, and a new policy needs as long to show itself (policy findings 5.6)."""
+    switch_loads_min: int = 50
+    """Loads of the ghost of the policy in use within the window before it is judged; ``shadows`` asks beside
+    that whether the difference may be chance."""
     models: dict[str, ModelConfig] = {}
     tenants: dict[str, TenantConfig] = {}

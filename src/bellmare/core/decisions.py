@@ -148,6 +148,17 @@ class HealthChange(Decision, frozen=True, tag=True):
     reason: str
 
 
+class PolicySwitch(Decision, frozen=True, tag=True):
+    """Another eviction policy decides from here on: its ghost was clearly better. News, nothing to do."""
+
+    policy: str
+    before: str
+    saved_percent: int
+    """Load-seconds that its ghost had less than the ghost of ``before``, lately."""
+    loads: int
+    """Of the ghost of ``before``, lately: what the judgement rests on."""
+
+
 class Answer(Decision, frozen=True, tag=True):
     """The answer to an operator's LoadRequested or UnloadRequested."""
 
@@ -157,4 +168,4 @@ class Answer(Decision, frozen=True, tag=True):
     workers: tuple[WorkerId, ...] = ()
 
 
-AnyDecision = Reject | Dispatch | Load | Unload | Drain | Undrain | Observe | HealthChange | Answer
+AnyDecision = Reject | Dispatch | Load | Unload | Drain | Undrain | Observe | HealthChange | PolicySwitch | Answer

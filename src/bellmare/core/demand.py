@@ -4,8 +4,9 @@ Only arrivals count, served or not. Everything decays, and everything is bounded
 """
 
 from bellmare.core.fleet import Fleet
+from bellmare.core.knowledge import Caller, Demand
 from bellmare.core.numeric import decay, ln
-from bellmare.core.state import Caller, Demand, Model
+from bellmare.core.state import Model
 from bellmare.core.units import SECOND_US, InstantUs, ModelId
 
 SPANS_S = (30.0, 120.0, 600.0, 2_400.0, 10_800.0, 43_200.0, 259_200.0)
@@ -129,6 +130,8 @@ def _follow(before: Model, model: ModelId) -> None:
 
 def followers(model: Model) -> list[tuple[ModelId, float]]:
     """Which models tenants ask for after this one within a minute, and how probable each is."""
+    if not model.demand.followers:
+        return []
     counts, arrivals = model.demand.followers, max(1.0, model.demand.counters[-1] if model.demand.counters else 1.0)
     found = [(key, min(1.0, count / arrivals)) for key, count in counts.items()]
     return [(key, share) for key, share in found if share >= FOLLOWER_MIN]

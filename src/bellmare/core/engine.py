@@ -4,6 +4,7 @@ One writer calls it; the same calls in the same order give the same decisions, o
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from typing import Any
 
 import msgspec
@@ -24,7 +25,7 @@ from bellmare.core import (
 from bellmare.core.check import check
 from bellmare.core.config import CoreConfig
 from bellmare.core.costs import average, lower_least, predicted_wait_us, service_estimate_us
-from bellmare.core.decisions import Decision, Refusal
+from bellmare.core.decisions import CacheState, Decision, HealthChange, Load, LoadCause, Refusal, Unload, UnloadCause
 from bellmare.core.events import (
     DispatchFailed,
     Event,
@@ -49,13 +50,17 @@ from bellmare.core.eviction.registry import policy
 from bellmare.core.explain import Story
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.residency import Cue
+from bellmare.core.shadows import Shadowing, ShadowReport
 from bellmare.core.state import Request, RequestPhase, State, Worker
+from bellmare.core.tallies import book_load
 from bellmare.core.units import SECOND_US, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
 
 TIMERS_PER_STEP_MAX = 16
 """Due timers that one step handles; the rest follows at once in further steps."""
 BUSY_US = SECOND_US
 """A worker that called itself busy is believed for so long: one slot less."""
+VICTIM = (UnloadCause.room, UnloadCause.ahead, UnloadCause.replica)
+"""Causes of unloads for another's sake or ahead of demand: only these say something about the eviction policy."""
 CRASHES_MAX = 2
 """Runners that one request may take down before it is refused: it may be the request."""
 
@@ -66,7 +71,10 @@ class Engine:
     def __init__(self, config: CoreConfig, state: State | None = None) -> None:
         self.config = config
         self.fleet = Fleet(config, state if state is not None else State())
-        self.policy = policy(config.eviction, self.fleet.state.experience)
+        state = self.fleet.state
+        state.policy = state.policy or config.eviction
+        self.policy = policy(state.policy, state.experience)
+        self._shadowing = Shadowing(self.fleet)
         self.story = Story()
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             WorkerAdded: self._worker_added,
@@ -85,6 +93,12 @@ class Engine:
             HintGiven: lambda event: hints.given(self.fleet, event),
             TimePassed: lambda event: None,
         }
+        self._heeded: dict[type[Decision], Callable[[Any], None]] = {
+            Unload: self._heed_unload,
+            Load: self._heed_load,
+            HealthChange: lambda decision: self._shadowing.routing_changed(decision.worker),
+        }
+        """Decisions from which the core itself learns, at the end of their step."""
         self._timers: dict[int, Callable[[str, str], None]] = {
             Timer.operation: lambda key, _: operations.given_up(self.fleet, OperationId(int(key))),
             Timer.zombie: self._zombie_due,
@@ -113,6 +127,10 @@ class Engine:
                 break
             self._timers[due[1]](due[2], due[3])
         scheduler.run(fleet, self.policy)
+        for decision in fleet.out:
+            heed = self._heeded.get(type(decision))
+            if heed is not None:
+                heed(decision)
         fleet.clear_timers()
         self.story.record(now_us, event, fleet.out)
         return fleet.out
@@ -145,6 +163,10 @@ class Engine:
         turns = ahead + (self.fleet.ready_slots[model.model] > 0)  # a slot that is ready is not free yet
         return ahead + 1, predicted_wait_us(self.fleet, model, ahead=turns)
 
+    def shadows(self) -> ShadowReport:
+        """What other policies and stock Ollama would have done, beside what was done. Changes nothing."""
+        return self._shadowing.report()
+
     def snapshot(self) -> bytes:
         """The whole state, from which :meth:`restore` goes on with the same decisions."""
         return msgspec.json.encode(self.fleet.state)
@@ -175,6 +197,31 @@ class Engine:
         if taken:
             self.policy = policy(self.config.eviction, self.fleet.state.experience)
         return taken
+
+    # ------------------------------------------------------------------ its own decisions
+
+    def _heed_unload(self, decision: Unload) -> None:
+        """Tell the policy of a victim: once, although an unload that broke is tried again, unless it served between."""
+        runner = self.fleet.state.workers[decision.worker].runners[decision.model]
+        if decision.cause in VICTIM and (runner.sent_us < 0 or runner.sent_us < runner.used_us):
+            runner.sent_us = self.fleet.now_us
+            self.policy.left(self.fleet, runner)
+
+    def _heed_load(self, decision: Load) -> None:
+        if decision.cause is LoadCause.demand:
+            book_load(self.fleet.state.shadows.fleet, self.fleet.now_us, decision.expected_us)
+
+    def _consider_switch(self) -> None:
+        """Let another policy decide from here on, with what its ghost has learned, if its ghost was clearly better."""
+        switch = self._shadowing.better()
+        if switch is None:
+            return
+        state = self.fleet.state
+        state.experience = deepcopy(state.shadows.ghosts[switch.policy].experience)
+        state.policy = switch.policy
+        self.policy = policy(state.policy, state.experience)
+        self.fleet.count("policy_switch")
+        self.fleet.decide(switch)
 
     # ------------------------------------------------------------------ workers
 
@@ -212,6 +259,7 @@ class Engine:
         for model_id in worker.left:
             fleet.doubt(model_id)
         del fleet.state.workers[event.worker]
+        self._shadowing.routing_changed(event.worker)
         worker.operation = None
         fleet.refresh_room(worker)
         fleet.dirty_workers.pop(event.worker, None)
@@ -225,8 +273,12 @@ class Engine:
             hints.came_true(self.fleet, model)
             demand.note_arrival(self.fleet, model, event.tenant)
             hints.note_arrival(self.fleet, model, event.tenant)
-            self.policy.asked(self.fleet, model)
+            self.policy.asked(self.fleet, model, held=bool(model.copies))
         admission.admit(self.fleet, event)
+        request = self.fleet.state.requests.get(event.request)
+        if model is not None and request is not None:  # who is refused is in nobody's books
+            self._shadowing.arrived(model, cold=request.cache is CacheState.cold)
+            self._consider_switch()
 
     def _request_cancelled(self, event: RequestCancelled) -> None:
         request = self.fleet.drop_request(event.request)

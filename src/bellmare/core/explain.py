@@ -39,7 +39,7 @@ class Story:
 
 
 def _names(item: Event | Decision, subject: str, model: ModelId | None) -> bool:
-    fields = ("request", "worker", "model", "name", "wanted_by", "ticket")
+    fields = ("request", "worker", "model", "name", "wanted_by", "ticket", "policy", "before")
     values = {getattr(item, field, None) for field in fields}
     return subject in values or (model is not None and model in values)
 

@@ -10,6 +10,7 @@ from enum import IntEnum
 from heapq import heapify, heappop, heappush
 from zlib import crc32
 
+from bellmare.core.bins import forget
 from bellmare.core.config import CoreConfig, ModelConfig
 from bellmare.core.decisions import Decision
 from bellmare.core.fairness import Turns
@@ -227,6 +228,7 @@ class Fleet:
         self.dirty_models.pop(model_id, None)
         for worker in self.state.workers.values():
             worker.backoff.pop(model_id, None)
+        forget(self.state, model_id)
 
     def unused(self, model: Model) -> bool:
         """Whether no worker stores or holds it, nobody asked for it, and no observation under way can still show it."""
@@ -383,6 +385,7 @@ class Fleet:
         if runner.residency is Residency.absent:
             if runner.untried:
                 self.state.forecast.useless += 1.0
+                self.count("ahead_useless")
             del worker.runners[runner.model]
             worker.leaving.pop(runner.model, None)
             worker.left[runner.model] = self.now_us

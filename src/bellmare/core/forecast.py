@@ -11,8 +11,9 @@ from math import sqrt
 from bellmare.core.demand import SPANS_S, activity_at, chain_at, sessions_at
 from bellmare.core.fleet import Fleet
 from bellmare.core.forecast_weights import WEIGHTS
+from bellmare.core.knowledge import Demand, Forecast, Sample
 from bellmare.core.numeric import decay, ln, logistic
-from bellmare.core.state import Demand, Forecast, Model, Sample
+from bellmare.core.state import Model
 from bellmare.core.units import SECOND_US, InstantUs, SpanUs
 
 HEADS_S = (60.0, 300.0, 1_800.0, 10_800.0)

@@ -8,8 +8,9 @@ from bellmare.core import demand, forecast
 from bellmare.core.costs import SPAWN_US
 from bellmare.core.events import HintGiven, HintSource
 from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.knowledge import Hint, Score
 from bellmare.core.numeric import decay
-from bellmare.core.state import Hint, Model, Score
+from bellmare.core.state import Model
 from bellmare.core.units import SECOND_US, InstantUs, ModelId, SpanUs
 
 BELIEF = {
@@ -69,8 +70,9 @@ def give(
 ) -> None:  # tidy: what a hint consists of
     """Note that a request for ``model`` is expected at ``due_us``, probable to ``share`` if the source is right."""
     chance = min(CHANCE_MAX, share * precision(fleet, source))
+    fleet.count(f"hint_given_{source}")
     caller = fleet.state.callers.get(tenant)
-    if caller is not None and source not in OWN:
+    if caller is not None and source in SAID:
         chance = min(chance, _share(caller.score, TENANT_BELIEF))
     until_us = InstantUs(due_us + ttl_us)
     hints = model.demand.hints
@@ -91,8 +93,9 @@ def give(
         foresee(fleet, model)
 
 
-OWN = (HintSource.chain, HintSource.period)
-"""Found by the core itself: nobody is to blame."""
+SAID = (HintSource.prepare, HintSource.next_header)
+"""What a tenant said in so many words: only that is held against him. Of what was read from his traffic or found by the
+core itself, the source alone is to blame: a page that polls /api/tags must not spoil the word of who opened it."""
 
 
 def foresee(fleet: Fleet, model: Model) -> None:
@@ -150,7 +153,7 @@ def _judge(fleet: Fleet, source: HintSource, hint: Hint, *, right: bool) -> None
         lead = fleet.now_us - hint.given_us
         score.lead_us = SpanUs(score.lead_us + (lead - score.lead_us) // 8 if score.lead_us else lead)
     caller = fleet.state.callers.get(hint.tenant)
-    if caller is not None and source not in OWN:
+    if caller is not None and source in SAID:
         _mark(caller.score, right=right)
 
 

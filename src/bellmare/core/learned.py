@@ -10,7 +10,8 @@ import msgspec
 from bellmare.core.events import HintSource
 from bellmare.core.fleet import Fleet
 from bellmare.core.forecast import HEADS_S, SIZE
-from bellmare.core.state import Experience, Forecast, KnownModel, Score, State
+from bellmare.core.knowledge import Experience, Forecast, Score
+from bellmare.core.state import KnownModel, State
 from bellmare.core.units import InstantUs, ModelId, SpanUs
 
 VERSION = 1
@@ -49,7 +50,7 @@ def learned(fleet: Fleet) -> Learned:
     return Learned(
         version=VERSION,
         features=SIZE,
-        policy=fleet.config.eviction,
+        policy=fleet.state.policy,
         saved_us=fleet.now_us,
         models=known | state.remembered,
         scores=state.scores,
@@ -78,7 +79,7 @@ def remember(state: State, known: Learned, *, eviction: str, shift_us: int) -> b
         demand.logits_until_us = InstantUs(-1)
     forecast = known.forecast
     forecast.sampled_us, forecast.misses_us = moved(forecast.sampled_us), moved(forecast.misses_us)
-    forecast.spent_us, forecast.cursor = 0.0, 0
+    forecast.spent_us, forecast.cursor, forecast.ahead_us = 0.0, 0, InstantUs(0)
     state.remembered = dict(list(known.models.items())[:MODELS_MAX])
     state.forecast, state.scores = forecast, known.scores
     state.service_us = known.service_us

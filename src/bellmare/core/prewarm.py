@@ -13,7 +13,7 @@ from bellmare.core.decisions import LoadCause
 from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.numeric import decay
-from bellmare.core.placement import Plan, choose, evictable, plan_on
+from bellmare.core.placement import Plan, choose, evictable
 from bellmare.core.residency import Residency
 from bellmare.core.state import Model, Runner, Worker
 from bellmare.core.units import SECOND_US, InstantUs
@@ -72,10 +72,10 @@ def _look_again(fleet: Fleet, worker: Worker) -> None:
         fleet.set_timer(worker.look_us, Timer.look_again, worker.worker)
 
 
-AHEAD_EVERY_US = 2 * SECOND_US
-"""Forecasts change no faster; hints are looked at at once."""
-P_MIN = 0.12
-"""Below that a prediction is noise."""
+AHEAD_EVERY_US = 10 * SECOND_US
+"""Forecasts change no faster; what hints speak of is looked at at once."""
+P_MIN = 0.3
+"""Below that hardly anything pays: from 0.12 on the waits are the same."""
 THETA = 0.3
 """Victims are worth so much more than the forecast says: certain residents against an uncertain guest."""
 KAPPA = 0.15
@@ -104,19 +104,19 @@ class Ahead(NamedTuple):
     cause: LoadCause
 
 
-def best_ahead(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> Ahead | None:
-    """The absent model whose load on ``worker`` pays best although nobody waits for it; None: none pays."""
-    if fleet.now_us < worker.ahead_us:
+def best_ahead(fleet: Fleet, policy: EvictionPolicy) -> Ahead | None:
+    """The absent model whose load pays best although nobody waits for it, and where; None: none pays."""
+    state = fleet.state.forecast
+    if fleet.now_us < state.ahead_us:
         return None
-    worker.ahead_us = InstantUs(fleet.now_us + AHEAD_EVERY_US)
+    state.ahead_us = InstantUs(fleet.now_us + AHEAD_EVERY_US)
     if not _affordable(fleet, LoadCause.prewarm):
         return None
     _heed_outcomes(fleet)
     best: Ahead | None = None
     for model in (*_absent(fleet), *_foreseen(fleet)):
-        found = weigh(fleet, policy, model, worker=worker)
-        if found is not None and (best is None or found.gain > best.gain):
-            best = found
+        found = weigh(fleet, policy, model, least=best.gain if best is not None else 0.0)
+        best = found or best
     return best
 
 
@@ -132,9 +132,8 @@ def best_foreseen(fleet: Fleet, policy: EvictionPolicy) -> Ahead | None:
             if model.copies or model.placements:
                 del fleet.state.foreseen[model_id]
             continue
-        found = weigh(fleet, policy, model, worker=None)
-        if found is not None and (best is None or found.gain > best.gain):
-            best = found
+        found = weigh(fleet, policy, model, least=best.gain if best is not None else 0.0)
+        best = found or best
     if best is not None:
         del fleet.state.foreseen[best.model.model]
     return best
@@ -162,8 +161,8 @@ def _foreseen(fleet: Fleet) -> list[Model]:
     return [models[model_id] for model_id in fleet.state.foreseen if _missing(models[model_id])]
 
 
-def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model, *, worker: Worker | None) -> Ahead | None:
-    """Whether loading ``model`` ahead of demand pays, on ``worker`` or on the best; None if not.
+def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model, *, least: float = 0.0) -> Ahead | None:
+    """Whether loading ``model`` ahead of demand pays more than ``least`` on the best of the idle workers; None if not.
 
     What it saves, less what its victims are worth, less the price of the load, less the wait of a miss that comes while
     the loader is taken (a load cannot be broken off), less the room that the next miss will have to clear again.
@@ -174,14 +173,9 @@ def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model, *, worker: Worker 
     load_s = (model.load_us or SPAWN_US) / SECOND_US
     price = KAPPA * fleet.state.forecast.caution * load_s
     gain = soon * load_s - price - load_s * load_s / 2 / forecast.miss_gap_s(fleet)
-    if gain <= 0:
+    if gain <= least:
         return None
-    if worker is None:
-        plan = choose(fleet, policy, model, drain=False)
-    elif worker.worker not in model.holders:
-        return None
-    else:
-        plan = plan_on(fleet, policy, worker, model=model, drain=False)
+    plan = choose(fleet, policy, model, drain=False)
     if plan is None:
         return None
     if plan.worker.resting.get(model.model, 0) > fleet.now_us:
@@ -189,7 +183,7 @@ def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model, *, worker: Worker 
     unload_s = unload_estimate_us(plan.worker) / SECOND_US
     gain -= (1 + THETA) * plan.lost + unload_s * (1 - soon)
     cause = LoadCause.hint if model.demand.hints else LoadCause.prewarm
-    return Ahead(gain, model, plan, cause) if gain > 0 else None
+    return Ahead(gain, model, plan, cause) if gain > least else None
 
 
 # ---------------------------------------------------------------------- budget and feedback

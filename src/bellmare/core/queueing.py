@@ -57,6 +57,7 @@ def dispatch(fleet: Fleet, request: Request, worker: Worker, *, runner: Runner) 
     if runner.untried:
         runner.untried = False
         fleet.state.forecast.useful += 1.0
+        fleet.count("ahead_useful")
     if runner.batch_seq:
         batch_goes_on(fleet, worker, runner)
     fleet.refresh_open(worker, runner)

@@ -4,14 +4,13 @@ For a policy that prices losses in seconds a set is weighed as a whole: several 
 large one costs its own return. For the classics it is the shortest prefix of their order, less what is not needed.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple, Protocol
 
-from bellmare.core.costs import unload_estimate_us
-from bellmare.core.eviction.policy import EvictionPolicy
+from bellmare.core.costs import UNLOAD_US
+from bellmare.core.eviction.policy import EvictionPolicy, R
 from bellmare.core.fleet import Fleet
-from bellmare.core.state import Runner, Worker
-from bellmare.core.units import SECOND_US, Bytes
+from bellmare.core.units import SECOND_US, Bytes, ModelId, SpanUs
 
 PAIRED_MAX = 12
 """The cheapest so many runners are tried alone and in pairs; larger sets come from the greedy order."""
@@ -28,7 +27,26 @@ class Claim(NamedTuple):
     """What Ollama's own fit test will be about."""
 
 
-def fits(worker: Worker, claim: Claim, *, leaving_bytes: int = 0, leaving: int = 0) -> bool:
+class Space(Protocol):
+    """A worker, or what a shadow has in its place."""
+
+    @property
+    def runners(self) -> Mapping[ModelId, object]: ...
+    @property
+    def capacity_known(self) -> bool: ...
+    @property
+    def runners_max(self) -> int: ...
+    @property
+    def fit_percent(self) -> int: ...
+    @property
+    def headroom_bytes(self) -> int: ...
+    @property
+    def free_bytes(self) -> int: ...
+    @property
+    def unload_us(self) -> SpanUs: ...
+
+
+def fits(worker: Space, claim: Claim, *, leaving_bytes: int = 0, leaving: int = 0) -> bool:
     """Whether a load may be sent once ``leaving`` runners with ``leaving_bytes`` are gone.
 
     Both our ledger and Ollama's own test must agree (beside others it wants the load within 80 % of free memory, and
@@ -45,9 +63,9 @@ def fits(worker: Worker, claim: Claim, *, leaving_bytes: int = 0, leaving: int =
     return others == 0 or claim.predicted_bytes * 100 <= (free + worker.headroom_bytes) * worker.fit_percent
 
 
-def prefix(worker: Worker, claim: Claim, order: Sequence[Runner]) -> list[Runner] | None:
+def prefix(worker: Space, claim: Claim, order: Sequence[R]) -> list[R] | None:
     """The shortest prefix of ``order`` that makes room, less what turns out not to be needed; None if none does."""
-    chosen: list[Runner] = []
+    chosen: list[R] = []
     freed = 0
     for runner in order:
         chosen.append(runner)
@@ -63,14 +81,12 @@ def prefix(worker: Worker, claim: Claim, order: Sequence[Runner]) -> list[Runner
     return chosen
 
 
-def cheapest(
-    fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, claim: Claim, idle: Sequence[Runner]
-) -> list[Runner] | None:
+def cheapest(fleet: Fleet, policy: EvictionPolicy, worker: Space, *, claim: Claim, idle: Sequence[R]) -> list[R] | None:
     """The idle runners whose leaving costs least in seconds, unloads included, and makes room; inclusion-minimal.
 
     Their memory counts for them, so that a price may be below zero: still nobody leaves who is not needed.
     """
-    unload_s = unload_estimate_us(worker) / SECOND_US
+    unload_s = (worker.unload_us or UNLOAD_US) / SECOND_US
     rate = RATE_SCALE * fleet.state.forecast.byte_price
     priced = sorted(
         (policy.loss(fleet, [runner]) + unload_s - rate * runner.bytes, runner.model, runner) for runner in idle
@@ -92,9 +108,7 @@ def cheapest(
     return best
 
 
-def _greedy(
-    worker: Worker, claim: Claim, priced: Sequence[tuple[float, str, Runner]]
-) -> tuple[list[Runner] | None, float]:
+def _greedy(worker: Space, claim: Claim, priced: Sequence[tuple[float, ModelId, R]]) -> tuple[list[R] | None, float]:
     """By price per byte."""
     order = sorted(priced, key=lambda entry: (entry[0] / max(1, entry[2].bytes), entry[1]))
     chosen = prefix(worker, claim, [runner for _, _, runner in order])

@@ -1,6 +1,7 @@
 """What is written down of every request at its end: one log line, and the metrics. Prompts and answers never."""
 
 from bellmare.core.decisions import CacheState
+from bellmare.core.events import HintSource
 from bellmare.core.units import InstantUs
 from bellmare.gateway.conversation import Conversation
 from bellmare.observability.logs import Logs
@@ -17,6 +18,10 @@ class Accounts:
     def refused_early(self, status: int) -> None:
         """A request that never became one: bad bytes, unknown path, invalid body."""
         self._metrics.bad_request(status)
+
+    def hints_limited(self, source: HintSource, count: int) -> None:
+        """Hints that were dropped: their client gave more than its allowance."""
+        self._metrics.hints.limited(source, count)
 
     def ended(self, conversation: Conversation, now_us: InstantUs) -> None:
         """Book one conversation; called exactly once for each."""

@@ -15,6 +15,7 @@ from bellmare.gateway.catalogue import Catalogue
 from bellmare.gateway.conversation import Conversation, GatewayTimeouts
 from bellmare.gateway.errands import Errand
 from bellmare.gateway.guard import LOOPBACK_GUARD, Guard
+from bellmare.gateway.hinting import Hinting, next_models
 from bellmare.gateway.tenants import Tenants, priority_of
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
@@ -37,6 +38,7 @@ class Route:
     methods: tuple[str, ...]
     answer: Callable[[Exchange], None]
     body_bytes_max: int = SMALL_BODY_BYTES_MAX
+    inference: bool = False
 
 
 class Gateway:
@@ -56,9 +58,10 @@ class Gateway:
         self.fleet = fleet
         self.accounts = accounts
         self.timeouts = timeouts
-        self.catalogue = Catalogue(driver, fleet)
         self.guard = guard
         self.tenants = Tenants(driver.engine.config.tenants)
+        self.hinting = Hinting(driver, self.tenants, accounts)
+        self.catalogue = Catalogue(driver, fleet, self.hinting)
         self._born = f"{driver.clock.wall_us():x}"
         self._count = 0
         self._open: dict[RequestId, Conversation] = {}
@@ -76,11 +79,13 @@ class Gateway:
             "/api/ps": Route(("GET",), catalogue.ps),
             "/api/show": Route(("POST",), catalogue.show),
             "/v1/models": Route(("GET",), catalogue.models),
-            "/api/generate": Route(("POST",), self._infer(errands.generate), body),
-            "/api/chat": Route(("POST",), self._infer(errands.chat), body),
-            "/api/embed": Route(("POST",), self._infer(errands.embed), body),
-            "/api/embeddings": Route(("POST",), self._infer(errands.embeddings), body),
-            "/v1/chat/completions": Route(("POST",), self._infer(errands.chat_completions), body),
+            "/api/prepare": Route(("POST",), self.hinting.prepare),
+            "/v1/prepare": Route(("POST",), self.hinting.prepare),
+            "/api/generate": self._infer(errands.generate, body),
+            "/api/chat": self._infer(errands.chat, body),
+            "/api/embed": self._infer(errands.embed, body),
+            "/api/embeddings": self._infer(errands.embeddings, body),
+            "/v1/chat/completions": self._infer(errands.chat_completions, body),
         }
 
     # ------------------------------------------------------------------ http.Application
@@ -99,6 +104,8 @@ class Gateway:
             text = f"{request.method} is not allowed at {request.path}, only {allowed}"
             refusal = replies.http_refusal(405, text, request.path)
             return msgspec.structs.replace(refusal, headers=(*refusal.headers, (b"allow", allowed.encode())))
+        if route.inference:
+            self.hinting.uploading(request)
         return route.body_bytes_max
 
     def on_request(self, exchange: Exchange) -> None:
@@ -118,12 +125,13 @@ class Gateway:
 
     # ------------------------------------------------------------------ inference
 
-    def _infer(self, parse: Callable[[bytes], Errand]) -> Callable[[Exchange], None]:
+    def _infer(self, parse: Callable[[bytes], Errand], body_bytes_max: int) -> Route:
         def answer(exchange: Exchange) -> None:
             request = exchange.request
             try:
                 errand = parse(request.body)
                 priority = priority_of(request)
+                models = next_models(request)
             except InvalidRequest as error:
                 self.accounts.refused_early(error.status)
                 dialect = replies.dialect_of(request.path)
@@ -132,11 +140,14 @@ class Gateway:
             if errand.released:
                 self._release(exchange, errand)
                 return
-            self._converse(exchange, errand, priority)
+            conversation = self._converse(exchange, errand, priority)
+            if not conversation.ended:  # who was refused will hardly go on with the next
+                # At its arrival, not at its dispatch: its own wait is time in which the next model can be loaded.
+                self.hinting.announce(models, self.tenants.of(request))
 
-        return answer
+        return Route(("POST",), answer, body_bytes_max, inference=True)
 
-    def _converse(self, exchange: Exchange, errand: Errand, priority: Priority) -> None:
+    def _converse(self, exchange: Exchange, errand: Errand, priority: Priority) -> Conversation:
         self._count += 1
         request = RequestId(f"{self._born}-{self._count:x}")
         theirs = exchange.request.header(b"x-request-id")
@@ -149,6 +160,7 @@ class Gateway:
                 del self._core_ids[next(iter(self._core_ids))]
         deadline_us = InstantUs(conversation.arrived_us + int(self.timeouts.queue_s * SECOND_US))
         conversation.begin(deadline_us, tenant=self.tenants.of(exchange.request), priority=priority)
+        return conversation
 
     def _release(self, exchange: Exchange, errand: Errand) -> None:
         """A client's keep_alive 0: residency is ours, so it is a hint and answered as Ollama would (ollama.md 2.3)."""

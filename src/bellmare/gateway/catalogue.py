@@ -8,11 +8,12 @@ import msgspec
 
 from bellmare.gateway import replies
 from bellmare.gateway.faults import public_text
+from bellmare.gateway.hinting import Hinting
 from bellmare.http.client import UpstreamError
 from bellmare.http.exchange import Exchange
 from bellmare.protocols import ollama
 from bellmare.protocols.errors import Dialect, InvalidRequest, render_error, upstream_error_text
-from bellmare.protocols.names import canonical_name, close_names, display_name
+from bellmare.protocols.names import canonical_name
 from bellmare.protocols.openai import model_entry, models_list
 from bellmare.protocols.rfc3339 import parse_rfc3339
 from bellmare.runtime.driver import Driver
@@ -28,9 +29,10 @@ UNKNOWN_VERSION = "0.0.0"
 class Catalogue:
     """Answers the listing routes. A worker that is away delays no list."""
 
-    def __init__(self, driver: Driver, fleet: WorkerFleet) -> None:
+    def __init__(self, driver: Driver, fleet: WorkerFleet, hinting: Hinting) -> None:
         self._driver = driver
         self._fleet = fleet
+        self._hinting = hinting
         self._shows = 0
 
     def root(self, exchange: Exchange) -> None:
@@ -46,6 +48,7 @@ class Catalogue:
     def tags(self, exchange: Exchange) -> None:
         entries = sorted(self._stored().values(), key=lambda entry: _instant(entry.modified_at), reverse=True)
         body = b'{"models":[' + b",".join(bytes(entry.raw) for entry in entries) + b"]}"
+        self._hinting.listed(exchange.request)
         exchange.respond(200, [replies.JSON], body)
 
     def ps(self, exchange: Exchange) -> None:
@@ -62,6 +65,7 @@ class Catalogue:
 
     def models(self, exchange: Exchange) -> None:
         entries = [(entry.name, _instant(entry.modified_at) // 1_000_000) for entry in self._stored().values()]
+        self._hinting.listed(exchange.request)
         exchange.respond(200, [replies.JSON], models_list(entries))
 
     def model(self, exchange: Exchange) -> None:
@@ -95,6 +99,7 @@ class Catalogue:
             headers = [replies.JSON, (b"retry-after", b"1"), (b"retry-after-ms", b"1000")]
             exchange.respond(429, headers, render_error(Dialect.ollama, 429, text))
             return
+        self._hinting.looked_at(exchange.request, name)
         body = ollama.encode_show(request, model=port.tags[name].name)
         self._shows += 1
         task = self._fleet.tasks.spawn(_show(exchange, port, body), name="show")
@@ -128,10 +133,7 @@ class Catalogue:
         return found
 
     def _not_found(self, exchange: Exchange, spelling: str, name: str, *, dialect: Dialect) -> None:
-        text = f"model '{spelling[:200]}' not found"
-        close = [display_name(other) for other in close_names(name, self._driver.engine.fleet.state.votes)]
-        if close:
-            text += "; did you mean " + " or ".join(f"'{other}'" for other in close) + "?"
+        text = replies.not_found_text(spelling, name, self._driver.engine.fleet.state.votes)
         exchange.respond(404, [replies.JSON], render_error(dialect, 404, text))
 
 

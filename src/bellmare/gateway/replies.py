@@ -1,7 +1,7 @@
 """How the gateway answers when no worker's answer is relayed: statuses, texts and headers, in each dialect's shape."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from bellmare.core.decisions import Dispatch, Refusal, Reject
 from bellmare.http.messages import Refusal as HttpRefusal
@@ -67,13 +67,26 @@ def refusal_text(decision: Reject, name: str, known: Sequence[str]) -> str:
     return text
 
 
+def not_found_text(spelling: str, name: str, known: Iterable[str]) -> str:
+    """Of a name that no worker stores, with what may have been meant."""
+    text = f"model '{spelling[:200]}' not found"
+    close = [display_name(other) for other in close_names(name, known)]
+    if close:
+        text += "; did you mean " + " or ".join(f"'{other}'" for other in close) + "?"
+    return text
+
+
+def retry_headers(retry_after_us: int) -> Headers:
+    """When to come again, in seconds and in milliseconds."""
+    retry_ms = max(1, retry_after_us // 1000)
+    return [(b"retry-after", b"%d" % -(-retry_ms // 1000)), (b"retry-after-ms", b"%d" % retry_ms)]
+
+
 def refusal_headers(decision: Reject) -> Headers:
-    """Retry-After in seconds and in milliseconds, where a retry makes sense."""
+    """Retry-After, where a retry makes sense."""
     headers: Headers = []
     if decision.retry_after_us:
-        retry_ms = max(1, decision.retry_after_us // 1000)
-        headers.append((b"retry-after", b"%d" % -(-retry_ms // 1000)))
-        headers.append((b"retry-after-ms", b"%d" % retry_ms))
+        headers += retry_headers(decision.retry_after_us)
     elif decision.refusal in POINTLESS:
         headers.append((b"x-should-retry", b"false"))
     return headers

@@ -242,7 +242,19 @@ class Settings(Section):
         description="Memory kept free on each worker, as a size or in percent. Absent: 1GiB; 0 on embedded workers.",
     )
     eviction: Annotated[str, Choice(tuple(POLICIES))] = Field(
-        default="lru", description="Who leaves when space is needed."
+        default="hv",
+        description="Who leaves when space is needed. `hv` prices by forecast; the others are the classics.",
+    )
+    ahead: Annotated[bool, Flag()] = Field(
+        default=True, description="Load and make room ahead of demand, by forecast and hints."
+    )
+    shadows: Annotated[bool, Flag()] = Field(
+        default=True,
+        description="Follow what other policies and stock Ollama would have done, to show what is saved: books only.",
+    )
+    switch_policy: Annotated[bool, Flag()] = Field(
+        default=True,
+        description="Let another eviction policy take over when its shadow needs 10 % less loading. Needs `shadows`.",
     )
     queue: QueueSettings = Field(default=QueueSettings(), description="Bounds of waiting.")
     drain_after_us: Annotated[SpanUs, Duration(0, DAY_US)] = Field(
@@ -321,6 +333,9 @@ class Settings(Section):
             batch_max_us=self.batch_max_us,
             load_timeout_us=self.limits.load_timeout_us,
             eviction=self.eviction,
+            ahead=self.ahead,
+            shadows=self.shadows,
+            switch_policy=self.switch_policy,
             models={
                 canonical_name(name): ModelConfig(num_ctx=model.num_ctx or 0, pinned=model.pinned)
                 for name, model in self.models.items()

@@ -10,6 +10,7 @@ import msgspec
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from bellmare.sim.claims.command import run_claims
 from bellmare.sim.fleet import FleetError
 from bellmare.sim.jobs import Job, Outcome, RunFailedError, processors, run_jobs
 from bellmare.sim.report.document import Document, document
@@ -17,6 +18,7 @@ from bellmare.sim.report.load_times import load_times_table
 from bellmare.sim.report.page import page
 from bellmare.sim.report.tables import tables
 from bellmare.sim.subjects import Asked, UsageError, check_subject, plan
+from bellmare.sim.suites import CLAIMS
 from bellmare.sim.workloads.gentd26 import load_times
 from bellmare.sim.workloads.traces import TraceError, recognise
 
@@ -32,6 +34,9 @@ FILE_WIDTH = 150
 def run_simulate(asked: Asked) -> int:
     """Exit status: 0 done, 1 a run failed, 2 nothing was run, 130 Ctrl-C."""
     try:
+        if asked.suite == CLAIMS:
+            run_claims(asked, command=command_line(asked))
+            return EXIT_OK
         check_subject(asked)
         if asked.trace is not None and recognise(asked.trace).reader is None:
             return _show_load_times(asked.trace, as_json=asked.as_json)

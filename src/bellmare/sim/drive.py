@@ -35,14 +35,15 @@ Progress = Callable[[int], None]
 """Called now and then with the number of requests that have arrived."""
 
 
-def core_config(eviction: str = "hv", *, ahead: bool = True) -> CoreConfig:
-    """The core's defaults but for the bounds of its queues."""
+def core_config(eviction: str = "hv", *, ahead: bool = True, shadows: bool = False) -> CoreConfig:
+    """The core's defaults but for the bounds of its queues, and without shadows, which cost time, unless asked for."""
     return CoreConfig(
         queue_per_model_max=WAITING_MAX,
         queue_total_max=WAITING_MAX,
         queue_wait_max_us=SpanUs(PATIENCE_US),
         eviction=eviction,
         ahead=ahead,
+        shadows=shadows,
     )
 
 

@@ -110,7 +110,7 @@ def _alone(job: Job, told: Told) -> Outcome:
 def _together(jobs: Sequence[Job], processes: int, told: Told) -> list[Outcome]:
     """Processes are spawned, not forked: a thread draws the progress bar, and a fork would copy its locks."""
     before = multiprocessing.active_children()
-    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=_begin)
+    pool = ProcessPoolExecutor(processes, multiprocessing.get_context("spawn"), initializer=begin_child)
     try:
         futures = [pool.submit(do, job) for job in jobs]
         for future in futures:
@@ -140,7 +140,7 @@ def _reason(job: Job, future: "Future[Outcome]") -> Exception:
     return failure
 
 
-def _begin() -> None:
+def begin_child() -> None:
     """In a process of its own: Ctrl-C is the parent's affair, and without the parent there is nothing to do."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     parent = multiprocessing.parent_process()

@@ -37,6 +37,8 @@ class Policy(StrEnum):
     """The hazard-value policy on demand only: nothing is done ahead."""
     hv = "hv"
     """What bellmare does by default: it loads and makes room ahead of demand, without being told anything."""
+    hv_auto = "hv-auto"
+    """The same with shadows: another policy takes over when its ghost is clearly better."""
     hv_hints50 = "hv-hints50"
     """Half of the requests are announced 15 s before they come."""
     hv_hints50_wrong30 = "hv-hints50-wrong30"
@@ -65,6 +67,7 @@ CORE = {
     Policy.lru_twin: "lru",
     Policy.hv_twin: "hv",
     Policy.hv_evict: "hv",
+    Policy.hv_auto: "hv",
     Policy.hv_hints50: "hv",
     Policy.hv_hints50_wrong30: "hv",
     Policy.hv_hints90: "hv",
@@ -92,7 +95,8 @@ def engine_for(policy: Policy, workload: Workload) -> Engine:
         made = Engine(core_config(ahead=policy is Policy.clairvoyant))
         made.policy = Clairvoyant(workload) if policy is Policy.clairvoyant else Belady(workload)
         return made
-    return Engine(core_config(CORE.get(policy, str(policy)), ahead=policy is not Policy.hv_evict))
+    name = CORE.get(policy, str(policy))
+    return Engine(core_config(name, ahead=policy is not Policy.hv_evict, shadows=policy is Policy.hv_auto))
 
 
 def run(

@@ -9,7 +9,7 @@ from bellmare.sim.fleet import SimFleet, read_fleet
 from bellmare.sim.jobs import Job
 from bellmare.sim.runs import DEFAULT_POLICIES, KNOWING, STOCK, Policy, possible
 from bellmare.sim.scenarios import SCENARIOS, Scenario
-from bellmare.sim.suites import SUITES, Suite
+from bellmare.sim.suites import CLAIMS, SUITES, Suite
 from bellmare.sim.workloads.traces import TraceError, fleets_for, load_trace, recognise, trace_name, traces_in
 
 SEEDS_MAX = 100
@@ -95,7 +95,7 @@ def plan(asked: Asked) -> Plan:
 
 def _suite(name: str) -> Suite | None:
     if name and name not in SUITES:
-        raise UsageError(f"no suite '{name}'; there are {', '.join(SUITES)}")
+        raise UsageError(f"no suite '{name}'; there are {', '.join(SUITES)}, {CLAIMS}")
     return SUITES[name] if name else None
 
 

@@ -9,6 +9,10 @@ SEEDS = 5
 """Sizes are drawn by seed, and on one GPU luck with them is worth more than a policy: at least five (policy.md 6)."""
 
 
+CLAIMS = "claims"
+"""The published claims, in a closed loop: no suite of scenarios and policies, so it has a package of its own."""
+
+
 class Suite(msgspec.Struct, frozen=True):
     """What one name after ``--suite`` runs."""
 

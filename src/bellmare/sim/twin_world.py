@@ -180,11 +180,11 @@ class TwinWorld:
 
     def _load(self, now_us: int, decision: Load) -> None:
         self._begin(decision)
-        self._step(decision.worker, now_us, given=load_only(_name(decision), decision.name))
+        self._step(decision.worker, now_us, given=load_only(operation_name(decision), decision.name))
 
     def _unload(self, now_us: int, decision: Unload) -> None:
         self._begin(decision)
-        self._step(decision.worker, now_us, given=TwinUnload(request=_name(decision), name=decision.name))
+        self._step(decision.worker, now_us, given=TwinUnload(request=operation_name(decision), name=decision.name))
 
     def _begin(self, decision: Load | Unload) -> None:
         server = self.servers[decision.worker]
@@ -215,7 +215,7 @@ class TwinWorld:
     def _failed(self, worker: WorkerId, effect: Failed) -> None:
         """A load that failed, else a request: nothing has been sent to its client."""
         operation = self.servers[worker].operation
-        if operation is not None and effect.request == _name(operation):
+        if operation is not None and effect.request == operation_name(operation):
             self._end(worker, effect.at_us, outcome=OperationOutcome.failed, detail=effect.text)
             return
         request = RequestId(effect.request)
@@ -264,7 +264,7 @@ class TwinWorld:
         heapq.heappush(self._heap, (at_us, self._sequence, what))
 
 
-def _name(operation: Load | Unload) -> str:
+def operation_name(operation: Load | Unload) -> str:
     """The operation's call towards the twin; requests have names of another form."""
     return f"operation-{operation.operation}"
 

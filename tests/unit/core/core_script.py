@@ -137,7 +137,7 @@ class Script:
                 break
             self.now = max(self.now, deadline - 1)
             said += self.tell(e.TimePassed())
-        self.now = until
+        self.now = max(self.now, until)  # every step takes a microsecond
         self.out = said
         return said
 

@@ -79,13 +79,13 @@ def test_a_recorded_life_replays_to_the_same_decisions(tmp_path: Path) -> None:
 
 def test_each_file_begins_with_a_snapshot_and_replays_alone(tmp_path: Path) -> None:
     life = Life(tmp_path, file_bytes_max=4096, files_max=100)
-    life.live(events(200))
+    life.live(events(400))
     life.recorder.close()
     files = sorted(tmp_path.glob("events-*.jsonl"))
     assert len(files) > 3
     for file in files:
         assert last(file).difference is None
-    assert last(tmp_path).steps == len(events(200))
+    assert last(tmp_path).steps == len(events(400))
 
 
 def test_old_files_are_deleted_and_the_rest_still_replays(tmp_path: Path) -> None:

@@ -65,6 +65,9 @@ def test_the_core_is_told_every_limit_it_has_a_key_for(tmp_path: Path) -> None:
     text = """
 num_ctx: 1024
 eviction: lru
+ahead: false
+shadows: false
+switch_policy: false
 queue: {per_model: 1, total: 2, wait: 3s, timeout: 4s}
 drain_after: 6s
 drain_max: 8s
@@ -85,6 +88,9 @@ tenants: {192.0.2.7: {weight: 10}, "::1": {}}
         batch_max_us=9_000_000,
         load_timeout_us=7_000_000,
         eviction="lru",
+        ahead=False,
+        shadows=False,
+        switch_policy=False,
         models={"llama3.1:latest": ModelConfig(pinned=True), "qwen2.5:7b": ModelConfig(num_ctx=16384)},
         tenants={"192.0.2.7": TenantConfig(weight=10), "::1": TenantConfig()},
     )

@@ -6,8 +6,9 @@ from typing import ClassVar
 from bellmare.core.demand import SPANS_S
 from bellmare.core.eviction.policy import ByRecency, R, Resident, used_us
 from bellmare.core.fleet import Fleet
+from bellmare.core.knowledge import Experience
 from bellmare.core.numeric import decay
-from bellmare.core.state import Experience, Model
+from bellmare.core.state import Model
 from bellmare.core.units import GIB, SECOND_US, ModelId
 
 FREQUENCY_SPAN = SPANS_S.index(10_800.0)
@@ -51,7 +52,7 @@ class GreedyDualSize(ByRecency):
         super().__init__(experience)
         self._experience = experience
 
-    def asked(self, fleet: Fleet, model: Model) -> None:
+    def asked(self, fleet: Fleet, model: Model, *, held: bool) -> None:
         weights = max(1, model.stored.weights_bytes)
         seconds = (model.load_us or SECOND_US + weights // 2000) / SECOND_US
         value = frequency(fleet, model.model) * seconds / (weights / GIB)

@@ -11,9 +11,10 @@ from typing import ClassVar
 from bellmare.core import forecast, hints
 from bellmare.core.eviction.policy import R, Resident, used_us
 from bellmare.core.fleet import Fleet
+from bellmare.core.knowledge import Experience
 from bellmare.core.prewarm import Ahead, best_ahead
 from bellmare.core.residency import Residency
-from bellmare.core.state import Experience, Model, Worker
+from bellmare.core.state import Model, Runner, Worker
 from bellmare.core.units import GIB, SECOND_US, ModelId
 
 HORIZON = 0.3
@@ -33,7 +34,7 @@ class HazardValue:
     def __init__(self, experience: Experience) -> None:
         del experience
 
-    def asked(self, fleet: Fleet, model: Model) -> None: ...
+    def asked(self, fleet: Fleet, model: Model, *, held: bool) -> None: ...
 
     def left(self, fleet: Fleet, resident: Resident) -> None: ...
 
@@ -56,7 +57,8 @@ class HazardValue:
         return value * SPARE_COPY if _spare(fleet, resident) else value
 
     def ahead(self, fleet: Fleet, worker: Worker) -> Ahead | None:
-        return best_ahead(fleet, self, worker)
+        del worker  # the best place may be another
+        return best_ahead(fleet, self)
 
     def soon(self, fleet: Fleet, model_id: ModelId, tau_s: float) -> float:
         """p(tau) of a model, hints included."""
@@ -68,7 +70,7 @@ class HazardValue:
 def _spare(fleet: Fleet, resident: Resident) -> bool:
     """Whether the model is ready on another worker too."""
     model = fleet.state.models[resident.model]
-    if len(model.copies) < 2:
+    if len(model.copies) < 2 or not isinstance(resident, Runner):  # a shadow holds one copy of each
         return False
     ready = sum(1 for _, runner in fleet.copies(model) if runner.residency is Residency.resident)
     return ready > 1

@@ -9,7 +9,8 @@ from typing import ClassVar
 
 from bellmare.core.eviction.policy import ByRecency, R, used_us
 from bellmare.core.fleet import Fleet
-from bellmare.core.state import Experience, Model
+from bellmare.core.knowledge import Experience
+from bellmare.core.state import Model
 from bellmare.core.units import SECOND_US, ModelId
 
 BIN_US = 60 * SECOND_US
@@ -29,7 +30,7 @@ class HybridHistogram(ByRecency):
         super().__init__(experience)
         self._histograms = experience.histogram
 
-    def asked(self, fleet: Fleet, model: Model) -> None:
+    def asked(self, fleet: Fleet, model: Model, *, held: bool) -> None:
         demand = model.demand
         if demand.before_us < 0:
             return

@@ -11,7 +11,8 @@ from typing import ClassVar
 from bellmare.core.demand import SPANS_S
 from bellmare.core.eviction.policy import ByRecency, R, Resident, used_us
 from bellmare.core.fleet import Fleet
-from bellmare.core.state import Experience, Model
+from bellmare.core.knowledge import Experience
+from bellmare.core.state import Model
 from bellmare.core.units import SECOND_US, ModelId
 
 AGES = 24
@@ -39,9 +40,9 @@ class LeastHitDensity(ByRecency):
             experience.ends = [[BELIEF for _ in range(AGES)] for _ in range(CLASSES)]
             self._recount()
 
-    def asked(self, fleet: Fleet, model: Model) -> None:
+    def asked(self, fleet: Fleet, model: Model, *, held: bool) -> None:
         demand = model.demand
-        if demand.before_us >= 0 and model.copies:
+        if demand.before_us >= 0 and held:
             gap_us = demand.last_us - demand.before_us
             self._experience.hits[_class_of(demand.counters[CLASS_SPAN] - 1.0)][_octave(gap_us)] += 1.0
             self._tick()

@@ -32,11 +32,11 @@ class EvictionPolicy(Protocol):
     prices: ClassVar[bool]
     """Whether ``loss`` is in seconds of expected waiting, comparable with the spans of loads and unloads."""
 
-    def asked(self, fleet: Fleet, model: Model) -> None:
-        """A request for ``model`` has come; its demand knows of it already."""
+    def asked(self, fleet: Fleet, model: Model, *, held: bool) -> None:
+        """A request for ``model`` has come; its demand knows of it already. ``held``: this cache has a copy of it."""
 
     def left(self, fleet: Fleet, resident: Resident) -> None:
-        """A victim leaves."""
+        """A victim leaves, for another's sake or ahead of demand. Told once of each that goes."""
 
     def rank(self, fleet: Fleet, candidates: Sequence[R]) -> list[R]:
         """``candidates`` by rising value: the first leaves first. Ties go by model id."""
@@ -66,7 +66,7 @@ class ByRecency:
     def __init__(self, experience: object) -> None:
         del experience
 
-    def asked(self, fleet: Fleet, model: Model) -> None: ...
+    def asked(self, fleet: Fleet, model: Model, *, held: bool) -> None: ...
 
     def left(self, fleet: Fleet, resident: Resident) -> None: ...
 

@@ -8,7 +8,7 @@ from bellmare.core.eviction.histogram import HybridHistogram
 from bellmare.core.eviction.lhd import LeastHitDensity
 from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.eviction.recency import LeastRecentlyUsed, LeastRecentlyUsedTwice
-from bellmare.core.state import Experience
+from bellmare.core.knowledge import Experience
 
 POLICIES: dict[str, Callable[[Experience], EvictionPolicy]] = {
     made.name: made

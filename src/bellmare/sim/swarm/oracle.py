@@ -9,6 +9,7 @@ from typing import Any
 from bellmare.core import decisions as d
 from bellmare.core import events as e
 from bellmare.core.config import CoreConfig
+from bellmare.core.eviction.registry import POLICIES
 from bellmare.core.units import ModelId, RequestId, WorkerId
 from bellmare.sim.swarm.books import (
     SECOND,
@@ -32,6 +33,8 @@ share for the lowest priority."""
 SPECULATIVE_FREE = 16
 SPECULATIVE_EVERY_US = 10 * SECOND
 """Loads for which nobody waits: so many for nothing, one per arrival, and one per ten seconds and worker (I6)."""
+SWITCH_PERCENT_MIN = 10
+"""Load-seconds that a change of policy would have spared, by the shadows."""
 MODELS_SURELY_TRIED = 8
 """With more models waiting than that, one that fits may have to wait for the next look (a step's work is bounded)."""
 
@@ -42,6 +45,9 @@ class Oracle(Ledger):
     def __init__(self, config: CoreConfig) -> None:
         super().__init__(config)
         self.last_operation = 0
+        self.policy = config.eviction
+        self.switched = -1
+        """When the policy was last changed; -1: never."""
         self.began = -1
         self.speculative = 0
         self.decided_kinds: dict[str, int] = {}
@@ -352,6 +358,18 @@ class Oracle(Ledger):
         if worker is not None:
             self.must(worker.routable == decision.healthy, "health is as it was told", decision)
             self.meet(f"HealthChange.{decision.healthy}")
+
+    def _PolicySwitch(self, decision: d.PolicySwitch) -> None:  # noqa: N802
+        """Only where it is allowed, from the policy in use to another one, and never before the dwell is over."""
+        config, since = self.config, max(self.began, self.switched)
+        self.must(config.shadows and config.switch_policy, "policies change only where they may", decision)
+        self.must(decision.before == self.policy, "the policy in use is told as it is", decision, self.policy)
+        self.must(decision.policy != self.policy and decision.policy in POLICIES, "another policy takes over", decision)
+        self.must(self.now - since >= config.switch_dwell_us, "a policy is given its time", decision, since)
+        self.must(decision.loads >= config.switch_loads_min, "a switch rests on enough loads", decision)
+        self.must(decision.saved_percent >= SWITCH_PERCENT_MIN, "a switch is worth it", decision)
+        self.policy, self.switched = decision.policy, self.now
+        self.count("policy_switch")
 
     def _Observe(self, decision: d.Observe) -> None:  # noqa: N802
         self.must(decision.worker in self.workers, "only known workers are asked", decision)
