@@ -1,4 +1,4 @@
-# ruff: noqa: E501 a patch is a line of the core as it stands there
+# ruff: noqa: E501 a patch is a line of the core as it stands there  # tidy: a list grows with what it lists
 """Planted bugs: small changes of the core as somebody could make them by mistake, each caught by a rule of the oracle.
 
 A mutant is a patch of one line or two of one module's source, applied in memory as the module is imported, in a process
