@@ -385,7 +385,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "what is loaded ahead may drain",
-        ("prewarm", "plan = plan_on(fleet, policy, worker, model=model, drain=False)", "plan = plan_on(fleet, policy, worker, model=model, drain=True)"),
+        ("prewarm", "plan = choose(fleet, policy, model, drain=False)", "plan = choose(fleet, policy, model, drain=True)"),
         "a busy victim only after patience", "a young victim only after patience", "a load ahead of demand costs nobody anything",
     ),
     _mutant(
@@ -407,6 +407,11 @@ MUTANTS: tuple[Mutant, ...] = (
         "room ahead is made of busy runners",
         ("prewarm", "if runner.residency is not Residency.resident or runner.used or not evictable(fleet, worker, runner):", "if runner.residency is not Residency.resident or not evictable(fleet, worker, runner):"),
         "a busy runner does not leave unasked",
+    ),
+    _mutant(
+        "residents are weighed by their own last load, absent ones by all",
+        ("eviction.hazard", "load_us = fleet.state.models[resident.model].load_us or resident.load_us", "load_us = resident.load_us"),
+        "few loads and unloads without arrivals", "no loads and unloads without arrivals",
     ),
     # ---- hints, demand, forecast
     _mutant(

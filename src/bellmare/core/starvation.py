@@ -64,6 +64,7 @@ def lasts_too_long(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
         worker.runners[victim].spared_us = InstantUs(fleet.now_us + patience)
     fleet.set_timer(fleet.now_us + patience, Timer.look_again, worker.worker)
     model.drain_tries += 1
-    model.may_drain = True  # it has waited long enough: the next place may be a busy one as well
+    if fleet.now_us >= placement.started_us + fleet.config.drain_after_us:
+        model.may_drain = True  # it has waited long enough: the next place may be a busy one as well
     fleet.count("drain_given_up")
     return True

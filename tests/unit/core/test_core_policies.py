@@ -20,7 +20,8 @@ from bellmare.core.state import Experience, Runner
 def uses(fleet: Fleet, policy: EvictionPolicy, name: str, *, after_s: float = 0.0, tenant: str = "") -> None:
     """One request for a model, as the engine tells the policy of it."""
     arrive(fleet, name, after_s=after_s, tenant=tenant)
-    policy.asked(fleet, model_of(fleet, name))
+    model = model_of(fleet, name)
+    policy.asked(fleet, model, held=bool(model.copies))
 
 
 def residents(fleet: Fleet, *names: str, gib: int = 4, load_s: int = 10) -> list[Runner]:
@@ -246,3 +247,17 @@ def test_classics_say_how_recent_a_loss_is_and_price_nothing() -> None:
     assert fresh == pytest.approx(100 * policy.loss(fleet, some))
     assert policy.ahead(fleet, fleet.state.workers["w"]) is None  # type: ignore[index]
     assert not policy.prices
+
+
+def test_hv_two_models_are_never_each_worth_the_others_place() -> None:
+    """Whatever one load of a runner took: in and out, a model is weighed by the same span."""
+    fleet, policy = fleet_of("a", "b"), HazardValue(Experience())
+    for name in ("a", "b"):
+        model_of(fleet, name).load_us = 10 * S  # type: ignore[assignment]
+        uses(fleet, policy, name)
+    quick, slow = residents(fleet, "a", load_s=0), residents(fleet, "a", load_s=100)
+    assert (
+        policy.loss(fleet, quick)
+        == policy.loss(fleet, slow)
+        == pytest.approx(policy.loss(fleet, residents(fleet, "b")))
+    )

@@ -38,9 +38,9 @@ def hot(fleet: Fleet, name: str, *, times: int = 30, every_s: float = 20.0) -> N
 
 
 def found(script: Script) -> prewarm.Ahead | None:
-    worker = script.seen("w")
-    worker.ahead_us = 0  # type: ignore[assignment]
-    return prewarm.best_ahead(script.engine.fleet, script.engine.policy, worker)
+    fleet = script.engine.fleet
+    fleet.state.forecast.ahead_us = 0  # type: ignore[assignment]
+    return prewarm.best_ahead(fleet, script.engine.policy)
 
 
 def test_a_model_that_will_be_asked_for_is_loaded_into_free_room() -> None:

@@ -1,6 +1,6 @@
 """How long one model may keep another from its memory, and what happens to drains that do not end."""
 
-from core_script import S, Script, stored
+from core_script import S, Script, loaded, stored
 
 from bellmare.core import decisions as d
 from bellmare.core.starvation import DRAIN_DOUBLINGS_MAX
@@ -170,3 +170,22 @@ def test_drain_doublings_max() -> None:
     assert DRAIN_DOUBLINGS_MAX == 7
     assert not [one for one in script.passes(30 * 128 - 1) if isinstance(one, d.Undrain)]
     assert [one for one in script.passes(2) if isinstance(one, d.Undrain)]
+
+
+def test_a_drain_given_up_early_spends_no_patience_with_other_busy_ones() -> None:
+    """Its victim was idle when it was chosen; it is found again, and busy, after an unload that broke."""
+    script = Script(drain_after_us=20 * S, drain_max_us=2 * S)
+    script.worker("w", stored("a", 8), stored("b", 8), stored("c", 12), parallel=1)
+    script.resident("a", "w")
+    script.resident("b", "w")
+    script.passes(60)
+    script.asks("busy", "b", within=1000)
+    script.asks("r", "c", within=1000)
+    script.asks("again", "a", within=1000)
+    script.broken(next(one for one in script.all if isinstance(one, d.Unload)))
+    script.shows("w", loaded("a", 8.2), loaded("b", 8.2))
+    assert script.one(d.Dispatch).request == "again"
+    early = script.passes(15)
+    assert [one for one in early if isinstance(one, d.Undrain)]
+    assert not [one for one in early if isinstance(one, d.Drain)]
+    assert [one for one in script.passes(10) if isinstance(one, d.Drain)]

@@ -341,8 +341,7 @@ class Oracle(Ledger):
     def _Undrain(self, decision: d.Undrain) -> None:  # noqa: N802
         if decision.worker not in self.workers:
             return  # it is being removed
-        worker = self.workers[decision.worker]
-        runner = worker.runners[decision.model]
+        worker, runner = self.workers[decision.worker], self.workers[decision.worker].runners[decision.model]
         self.must(runner.state == "draining", "only the draining are undrained", decision, runner)
         runner.state, runner.since, runner.why = "ready", self.now, None
         for wanted in [wanted for wanted, claim in worker.claims.items() if decision.model in claim.victims]:
@@ -446,9 +445,8 @@ class Oracle(Ledger):
             self.must(told, "who has lost his worker is told so", blob, since)
         for worker in self.workers.values():
             if worker.claims and worker.operation is None and worker.routable and worker.observed > worker.lost_at:
-                worker.claims = {
-                    blob: claim for blob, claim in worker.claims.items() if claim.victims
-                }  # others gave up
+                kept = {blob: claim for blob, claim in worker.claims.items() if claim.victims}
+                worker.claims = kept  # others gave up
         if len(self.waiting) <= MODELS_SURELY_TRIED:
             for blob, waiting in self.waiting.items():
                 self._judge_idle_workers(blob, waiting)
