@@ -36,9 +36,9 @@ class Mutant:
 
 FIRST_SEEDS = {
     "zombies are buried early": 26,
-    "room ahead is made of young runners": 130,
+    "room ahead is made of young runners": 236,
     "room ahead is made of busy runners": 24,
-    "what is loaded ahead may drain": 24,
+    "what is loaded ahead may drain": 44,
 }
 
 
@@ -407,11 +407,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "room ahead is made of busy runners",
         ("prewarm", "if runner.residency is not Residency.resident or runner.used or not evictable(fleet, worker, runner):", "if runner.residency is not Residency.resident or not evictable(fleet, worker, runner):"),
         "a busy runner does not leave unasked",
-    ),
-    _mutant(
-        "residents are weighed by their own last load, absent ones by all",
-        ("eviction.hazard", "load_us = fleet.state.models[resident.model].load_us or resident.load_us", "load_us = resident.load_us"),
-        "few loads and unloads without arrivals", "no loads and unloads without arrivals",
     ),
     # ---- hints, demand, forecast
     _mutant(

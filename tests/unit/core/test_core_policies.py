@@ -249,15 +249,10 @@ def test_classics_say_how_recent_a_loss_is_and_price_nothing() -> None:
     assert not policy.prices
 
 
-def test_hv_two_models_are_never_each_worth_the_others_place() -> None:
-    """Whatever one load of a runner took: in and out, a model is weighed by the same span."""
-    fleet, policy = fleet_of("a", "b"), HazardValue(Experience())
-    for name in ("a", "b"):
-        model_of(fleet, name).load_us = 10 * S  # type: ignore[assignment]
-        uses(fleet, policy, name)
+def test_hv_a_resident_is_weighed_by_the_span_that_its_absent_rivals_are_weighed_by() -> None:
+    """By what its own last load took, two models could push each other out for ever."""
+    fleet, policy = fleet_of("a"), HazardValue(Experience())
+    model_of(fleet, "a").load_us = 10 * S  # type: ignore[assignment]
+    uses(fleet, policy, "a")
     quick, slow = residents(fleet, "a", load_s=0), residents(fleet, "a", load_s=100)
-    assert (
-        policy.loss(fleet, quick)
-        == policy.loss(fleet, slow)
-        == pytest.approx(policy.loss(fleet, residents(fleet, "b")))
-    )
+    assert policy.loss(fleet, quick) == policy.loss(fleet, slow) > 0
