@@ -53,7 +53,7 @@ class HazardValue:
         if not used_us(fleet, resident):
             return 0.0
         tau_s = HORIZON * forecast.idle_s(fleet)
-        # The span by which absent models are weighed too: by its own last load, mostly another one, two models could each
+        # The span by which absent models are weighed too: by its own last load, mostly another, two models could each
         # be worth the other's place and push each other out for ever.
         load_us = fleet.state.models[resident.model].load_us or resident.load_us
         value = self.soon(fleet, resident.model, tau_s) * load_us / SECOND_US
