@@ -53,8 +53,8 @@ class HazardValue:
         if not used_us(fleet, resident):
             return 0.0
         tau_s = HORIZON * forecast.idle_s(fleet)
-        # The span by which absent models are weighed too: by their own last loads, which mostly differ, two models could
-        # each be worth the other's place and push each other out for ever.
+        # The span by which absent models are weighed too: by its own last load, mostly another, two models could each
+        # be worth the other's place and push each other out for ever.
         load_us = fleet.state.models[resident.model].load_us or resident.load_us
         value = self.soon(fleet, resident.model, tau_s) * load_us / SECOND_US
         return value * SPARE_COPY if _spare(fleet, resident) else value
