@@ -100,7 +100,7 @@ def test_a_suite_is_all_scenarios_and_policies_with_five_seeds() -> None:
     assert {job.policy for job in runs} == set(Policy) - TWIN == set(SUITES["policy"].policies)
     on_fleets = [scenario for name, scenario in SCENARIOS.items() if name != "XL" for _ in scenario.fleets]
     pairs = [(s, p) for s in on_fleets for p in SUITES["policy"].policies if possible(p, faults=s.faults is not None)]
-    assert len(runs) == len(pairs) * 5 == 208 * 5
+    assert len(runs) == len(pairs) * 5 == 222 * 5
 
 
 def test_a_suite_may_be_narrowed_and_moved_to_another_fleet() -> None:

@@ -231,4 +231,4 @@ def test_an_arrival_of_this_instant_is_still_to_come() -> None:
 def test_the_core_runs_with_its_own_limits_but_for_the_queues() -> None:
     ours, usual = (msgspec.structs.asdict(config) for config in (core_config(), type(core_config())()))
     differing = {name for name in ours if ours[name] != usual[name]}
-    assert differing == {"queue_per_model_max", "queue_total_max", "queue_wait_max_us"}
+    assert differing == {"queue_per_model_max", "queue_total_max", "queue_wait_max_us", "shadows"}
