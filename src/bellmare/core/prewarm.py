@@ -113,29 +113,28 @@ def best_ahead(fleet: Fleet, policy: EvictionPolicy) -> Ahead | None:
     if not _affordable(fleet, LoadCause.prewarm):
         return None
     _heed_outcomes(fleet)
-    best: Ahead | None = None
-    for model in (*_absent(fleet), *_foreseen(fleet)):
-        found = weigh(fleet, policy, model, least=best.gain if best is not None else 0.0)
-        best = found or best
-    return best
+    return _best(fleet, policy, [*_absent(fleet), *_foreseen(fleet)])
 
 
 def best_foreseen(fleet: Fleet, policy: EvictionPolicy) -> Ahead | None:
     """The hinted model whose load pays best, on whichever worker; None: none pays, or no loader is free."""
     if not fleet.room or not fleet.config.ahead or not _affordable(fleet, LoadCause.hint):
         return None
-    best: Ahead | None = None
     models = fleet.state.models
     for model_id in list(fleet.state.foreseen):
-        model = models[model_id]
-        if not _missing(model):
-            if model.copies or model.placements:
-                del fleet.state.foreseen[model_id]
-            continue
-        found = weigh(fleet, policy, model, least=best.gain if best is not None else 0.0)
-        best = found or best
+        if models[model_id].copies or models[model_id].placements:
+            del fleet.state.foreseen[model_id]
+    best = _best(fleet, policy, _foreseen(fleet))
     if best is not None:
         del fleet.state.foreseen[best.model.model]
+    return best
+
+
+def _best(fleet: Fleet, policy: EvictionPolicy, models: list[Model]) -> Ahead | None:
+    """Whose load pays best; of equals the first."""
+    best: Ahead | None = None
+    for model in models:
+        best = weigh(fleet, policy, model, least=best.gain if best is not None else 0.0) or best
     return best
 
 

@@ -84,14 +84,20 @@ class Stock:
             backend.in_flight -= 1
             tally.started(request, effect.at_us - effect.prompt_us - effect.output_us)
             tally.ended(request, effect.at_us)
-        elif isinstance(effect, Failed):
-            backend.in_flight -= 1
-            tally.refuse(int(effect.request), effect.at_us, reason=f"status_{effect.status}")
-        elif isinstance(effect, LoadStarted):
-            tally.load_began(effect.blob, effect.at_us)
-            tally.load_took(effect.expected_us)
-        elif isinstance(effect, RunnerLoaded):
-            backend.loaded[effect.blob] = None
-        elif isinstance(effect, RunnerGone):
-            del backend.loaded[effect.blob]
-            tally.evicted(effect.blob, effect.at_us)
+        else:
+            book(tally, backend, effect)
+
+
+def book(tally: Tally, backend: Backend, effect: Effect) -> None:
+    """Write down whatever a server did but serving a request to its end."""
+    if isinstance(effect, Failed):
+        backend.in_flight -= 1
+        tally.refuse(int(effect.request), effect.at_us, reason=f"status_{effect.status}")
+    elif isinstance(effect, LoadStarted):
+        tally.load_began(effect.blob, effect.at_us)
+        tally.load_took(effect.expected_us)
+    elif isinstance(effect, RunnerLoaded):
+        backend.loaded[effect.blob] = None
+    elif isinstance(effect, RunnerGone):
+        del backend.loaded[effect.blob]
+        tally.evicted(effect.blob, effect.at_us)

@@ -9,20 +9,16 @@ from bellmare.core.units import InstantUs
 from bellmare.sim.claims.conditions import OPTIONS, fleet, home, stored_models, twin_config, twin_models
 from bellmare.sim.claims.loop import Ask, Loop, LoopTally
 from bellmare.sim.drive import PATIENCE_US, Drive, Progress, core_config
-from bellmare.sim.stock import Backend
+from bellmare.sim.stock import Backend, book
 from bellmare.sim.twin_world import Server, TwinWorld, operation_name
 from bellmare.sim.world import FOREVER_US, request_id, request_index
 from bellmare.twin.config import FOREVER_US as KEPT_FOREVER_US
 from bellmare.twin.messages import (
     Effect,
-    Failed,
     Finished,
     Generate,
     Input,
     LoadOnly,
-    LoadStarted,
-    RunnerGone,
-    RunnerLoaded,
     Tick,
 )
 from bellmare.twin.server import Twin
@@ -86,17 +82,8 @@ class StockSide:
             tally.started(number, first_us - effect.prompt_us)
             tally.answered(number, first_us)
             tally.ended(number, effect.at_us)
-        elif isinstance(effect, Failed):
-            backend.in_flight -= 1
-            tally.refuse(int(effect.request), effect.at_us, reason=f"status_{effect.status}")
-        elif isinstance(effect, LoadStarted):
-            tally.load_began(effect.blob, effect.at_us)
-            tally.load_took(effect.expected_us)
-        elif isinstance(effect, RunnerLoaded):
-            backend.loaded[effect.blob] = None
-        elif isinstance(effect, RunnerGone):
-            del backend.loaded[effect.blob]
-            tally.evicted(effect.blob, effect.at_us)
+        else:
+            book(tally, backend, effect)
 
 
 class TokenWorld(TwinWorld):
