@@ -37,7 +37,9 @@ class Mutant:
 FIRST_SEEDS = {
     "zombies are buried early": 50,
     "rest ends with the next observation": 28,
-    "room ahead is made of young runners": 236,
+    "what vanished is believed to be there": 1,
+    "a model that was sent away comes back at once": 30,
+    "room ahead is made of young runners": 60,
     "room ahead is made of busy runners": 24,
     "what is loaded ahead may drain": 44,
 }

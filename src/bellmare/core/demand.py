@@ -6,7 +6,7 @@ Only arrivals count, served or not. Everything decays, and everything is bounded
 from bellmare.core.fleet import Fleet
 from bellmare.core.knowledge import Caller, Demand
 from bellmare.core.numeric import decay, ln
-from bellmare.core.state import Model
+from bellmare.core.state import Burst, Model
 from bellmare.core.units import SECOND_US, InstantUs, ModelId
 
 SPANS_S = (30.0, 120.0, 600.0, 2_400.0, 10_800.0, 43_200.0, 259_200.0)
@@ -18,6 +18,8 @@ CHAIN_S = 30.0
 FOLLOW_US = 60 * SECOND_US
 """A tenant's next request counts as following his last one if it comes so soon."""
 GAP_WEIGHT = 0.2
+GAPS_MAX = 32
+"""Equal gaps, one after another, after which the averages are theirs (0.8 to the 32nd is a thousandth)."""
 FIRST_GAP_LN = 8.2
 """An hour, as long as nothing is known of a model's gaps."""
 FIRST_SPREAD = 1.0
@@ -49,12 +51,39 @@ def note_arrival(fleet: Fleet, model: Model, tenant: str) -> None:
     _note_caller(fleet, model, tenant)
 
 
+def note_burst(fleet: Fleet, model: Model, burst: Burst) -> None:
+    """Take in arrivals that came shortly after one that was noted, as of the last of them (``fleet.now_us``)."""
+    demand, now_us, count = model.demand, fleet.now_us, burst.count
+    gap_us = (now_us - demand.last_us) // count
+    gap_ln = ln(1.0 + gap_us / SECOND_US)
+    span_s = (now_us - demand.last_us) / SECOND_US
+    demand.counters = [held * decay(span_s / span) + count for held, span in zip(demand.counters, SPANS_S, strict=True)]
+    for _ in range(min(count, GAPS_MAX)):
+        _note_gap(demand, gap_ln)
+        demand.arrivals += 1
+    demand.arrivals += max(0, count - GAPS_MAX)
+    demand.before_us = InstantUs(now_us - gap_us)
+    demand.last_us = demand.logits_until_us = now_us
+    fleet.state.recent.pop(model.model, None)
+    fleet.state.recent[model.model] = None
+    _age_activity(fleet)
+    fleet.state.activity += count
+    for tenant, times in burst.tenants.items():
+        _note_caller(fleet, model, tenant)
+        if times > 1:
+            _count(fleet.state.callers[tenant].habits, model.model, times - 1)
+            _count(demand.followers, model.model, times - 1)
+
+
 def _age(demand: Demand, now_us: InstantUs) -> None:
     """Bring the counters to ``now_us`` and take in the gap since the last arrival."""
     gap_s = (now_us - demand.last_us) / SECOND_US
     counters = demand.counters
     demand.counters = [counters[i] * decay(gap_s / SPANS_S[i]) for i in range(len(SPANS_S))]
-    gap_ln = ln(1.0 + gap_s)
+    _note_gap(demand, ln(1.0 + gap_s))
+
+
+def _note_gap(demand: Demand, gap_ln: float) -> None:
     off = gap_ln - demand.gap_ln
     if demand.arrivals == 1:
         demand.gap_ln = gap_ln
@@ -114,9 +143,9 @@ def _leave(demand: Demand, caller: Caller, now_us: InstantUs) -> None:
     demand.sessions_us = now_us
 
 
-def _count(counts: dict[ModelId, float], model: ModelId) -> None:
+def _count(counts: dict[ModelId, float], model: ModelId, times: int = 1) -> None:
     """One more; beyond the bound all counts are halved and the smallest is forgotten, of equals not the newest."""
-    counts[model] = counts.get(model, 0.0) + 1.0
+    counts[model] = counts.get(model, 0.0) + times
     if len(counts) > HABITS_MAX:
         for key in list(counts):
             counts[key] *= 0.5

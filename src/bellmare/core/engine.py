@@ -25,7 +25,16 @@ from bellmare.core import (
 from bellmare.core.check import check
 from bellmare.core.config import CoreConfig
 from bellmare.core.costs import average, lower_least, predicted_wait_us, service_estimate_us
-from bellmare.core.decisions import CacheState, Decision, HealthChange, Load, LoadCause, Refusal, Unload, UnloadCause
+from bellmare.core.decisions import (
+    CacheState,
+    Decision,
+    HealthChange,
+    Load,
+    LoadCause,
+    Refusal,
+    Unload,
+    UnloadCause,
+)
 from bellmare.core.events import (
     DispatchFailed,
     Event,
@@ -48,6 +57,7 @@ from bellmare.core.events import (
 )
 from bellmare.core.eviction.registry import policy
 from bellmare.core.explain import Story
+from bellmare.core.express import Express
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.residency import Cue
 from bellmare.core.shadows import Shadowing, ShadowReport
@@ -75,7 +85,14 @@ class Engine:
         state.policy = state.policy or config.eviction
         self.policy = policy(state.policy, state.experience)
         self._shadowing = Shadowing(self.fleet)
+        self._express = Express(self.fleet, self._shadowing)
         self.story = Story()
+        self._lanes: dict[type[Event], Callable[[Any], list[Decision] | None]] = {
+            RequestArrived: self._express.arrived,
+            RequestFinished: self._express.finished,
+            FirstTokenReceived: self._first_token_alone,
+        }
+        """Tried first, for the events of which most are simple."""
         self._handlers: dict[type[Event], Callable[[Any], None]] = {
             WorkerAdded: self._worker_added,
             WorkerRemoved: self._worker_removed,
@@ -119,8 +136,17 @@ class Engine:
         fleet = self.fleet
         assert now_us >= fleet.now_us, "time does not go back"
         fleet.now_us = now_us
+        kind = type(event)
+        lane = self._lanes.get(kind)
+        if lane is not None:
+            decided = lane(event)
+            if decided is not None:
+                self.story.record(now_us, event, decided)
+                return decided
         fleet.out = []
-        self._handlers[type(event)](event)
+        if fleet.state.bursts or fleet.state.rested:
+            self._express.take_in()
+        self._handlers[kind](event)
         for _ in range(TIMERS_PER_STEP_MAX):
             due = fleet.pop_due()
             if due is None:
@@ -132,8 +158,11 @@ class Engine:
             if heed is not None:
                 heed(decision)
         fleet.clear_timers()
-        self.story.record(now_us, event, fleet.out)
-        return fleet.out
+        out = fleet.out
+        if len(out) == 1 and kind is RequestArrived:
+            self._express.begin(out[0])
+        self.story.record(now_us, event, out)
+        return out
 
     def next_deadline_us(self) -> InstantUs | None:
         """The instant at which ``TimePassed`` is due if nothing else happens; None if never. May be in the past."""
@@ -301,6 +330,14 @@ class Engine:
         if worker is not None and request.prompt_tokens and took_us > 0:
             rate = request.prompt_tokens * SECOND_US // took_us
             worker.prefill_tokens_per_s = max(1, average(worker.prefill_tokens_per_s, rate))
+
+    def _first_token_alone(self, event: FirstTokenReceived) -> list[Decision] | None:
+        """Nothing is decided by it, so no burst ends, unless something else is due at this instant."""
+        timers = self.fleet.state.timers
+        if timers and timers[0][0] <= self.fleet.now_us:
+            return None
+        self._first_token_received(event)
+        return []
 
     def _request_finished(self, event: RequestFinished) -> None:
         fleet = self.fleet

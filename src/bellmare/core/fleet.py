@@ -6,7 +6,6 @@ changes: sorted lists are kept by bisection, and what must be looked at again is
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from enum import IntEnum
 from heapq import heapify, heappop, heappush
 from zlib import crc32
 
@@ -16,41 +15,14 @@ from bellmare.core.decisions import Decision
 from bellmare.core.fairness import Turns
 from bellmare.core.residency import Cue, Residency, after
 from bellmare.core.state import Model, Placement, Request, RequestPhase, Runner, State, Want, Worker
+from bellmare.core.timers import MORTAL, OUTLIVED_MAX, Timer
 from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, WorkerId
+
+__all__ = ["NO_CONFIG", "Fleet", "Timer"]
 
 NO_CONFIG = ModelConfig()
 REST_LOADS = 2
 """An unloaded model is not loaded again ahead of demand before so many of its load spans have passed: no thrashing."""
-OUTLIVED_MAX = 1000
-"""Timers of requests and operations that are over, beside two for each that is not: then the heap is cleared of them.
-
-Mostly they would be skipped when due, but 2000 arrivals a second that leave at once, each with a deadline ten minutes
-away, are 1.2 million. Clearing costs about a third of a microsecond for each that was outlived.
-"""
-
-
-class Timer(IntEnum):
-    """What a deadline is for. Ties in time are broken by this order, then by key."""
-
-    operation = 0
-    zombie = 1
-    request = 2
-    look_again = 3
-    """A worker may have a victim or a load that it had not before."""
-    may_drain = 4
-    stranded = 5
-    forgive = 7
-    """A retried request has avoided the workers that failed it for long enough."""
-    hint = 8
-    """A hint's time is over."""
-    foreseen = 9
-    """It is time to load what a hint spoke of."""
-    continue_work = 6
-    """Work left over by a step that reached its bound."""
-
-
-MORTAL = (Timer.operation, Timer.request)
-"""Timers that are mostly outlived by far: their subject ends long before."""
 
 
 class Fleet:
@@ -431,6 +403,28 @@ class Fleet:
             self._open_key[place] = key
         else:
             del self._open_key[place]
+
+    def shift_open(self, worker: Worker, runner: Runner) -> None:
+        """As ``refresh_open``, for a ready runner of which only the number of slots taken has changed."""
+        slots, used = runner.slots, len(runner.in_flight) + len(runner.zombies)
+        key = used * 1000 // slots if used < slots else -1
+        index, place = worker.index, (worker.index, runner.model)
+        old = self._open_key.get(place, -1)
+        if key == old:
+            return
+        entries = self.open[runner.model]
+        if key < 0:
+            del self._open_key[place]
+            del entries[bisect_left(entries, (old, index))]
+            return
+        self._open_key[place] = key
+        if old < 0:
+            insort(entries, (key, index))
+        elif len(entries) == 1:
+            entries[0] = (key, index)
+        else:
+            del entries[bisect_left(entries, (old, index))]
+            insort(entries, (key, index))
 
     def _refresh_ready(self, place: tuple[int, ModelId], slots: int) -> None:
         if slots:

@@ -9,10 +9,11 @@ from heapq import heappop, heappush
 from bellmare.core.bins import put, refile, room_of, take
 from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes, predicted_bytes, unload_estimate_us
 from bellmare.core.fleet import Fleet
+from bellmare.core.ghosts import Asked
 from bellmare.core.shadow_state import Bin, Held, Shadow
 from bellmare.core.state import Model, Worker
 from bellmare.core.tallies import book_cold_start, book_load
-from bellmare.core.units import SECOND_US, InstantUs, SpanUs
+from bellmare.core.units import SECOND_US, InstantUs
 
 KEEP_ALIVE_US = 300 * SECOND_US
 MODELS_MAX = 3
@@ -23,9 +24,10 @@ ENDS_MAX = 4_096
 """Requests under way that are remembered: a thousand workers with four slots. Beyond, the first to end has ended."""
 
 
-def arrived(fleet: Fleet, shadow: Shadow, *, model: Model, service_us: SpanUs) -> None:
-    """Take in one request."""
+def arrived(fleet: Fleet, shadow: Shadow, asked: Asked) -> None:
+    """Take in one request, or several at about the same instant: those count as one connection."""
     now_us = fleet.now_us
+    model, service_us, times = asked
     _end(fleet, shadow, now_us)
     worker = _pick(fleet, shadow, model)
     if worker is None:
@@ -35,7 +37,7 @@ def arrived(fleet: Fleet, shadow: Shadow, *, model: Model, service_us: SpanUs) -
     if held is None or held.busy_us + KEEP_ALIVE_US <= now_us:
         held = _load(fleet, shadow, worker, model=model)
     if held.ready_us > now_us:
-        book_cold_start(shadow.tally, now_us)
+        book_cold_start(shadow.tally, now_us, times)
     end_us = InstantUs(max(held.ready_us, now_us) + service_us)
     held.used_us = now_us
     held.busy_us = max(held.busy_us, end_us)

@@ -26,6 +26,14 @@ WALKED_MAX = 64
 """Workers looked at along the model's own order, as ``placement`` does."""
 
 
+class Asked(NamedTuple):
+    """What a ghost is told: requests for one model, and how long each holds a slot."""
+
+    model: Model
+    service_us: SpanUs
+    times: int = 1
+
+
 class Place(NamedTuple):
     """Where a model would be loaded, and who would leave."""
 
@@ -34,9 +42,10 @@ class Place(NamedTuple):
     victims: list[Held]
 
 
-def arrived(fleet: Fleet, shadow: Shadow, policy: EvictionPolicy, *, model: Model, service_us: SpanUs) -> None:
-    """Take in one request."""
+def arrived(fleet: Fleet, shadow: Shadow, policy: EvictionPolicy, *, asked: Asked) -> None:
+    """Take in one request, or several at about the same instant."""
     now_us = fleet.now_us
+    model, service_us, times = asked
     place = shadow.where.get(model.model)
     found = shadow.bins[place] if place is not None else None
     if found is not None and found.in_routing:
@@ -45,7 +54,7 @@ def arrived(fleet: Fleet, shadow: Shadow, policy: EvictionPolicy, *, model: Mode
         held.used_us = now_us
         start_us = now_us
         if held.ready_us > now_us:
-            book_cold_start(shadow.tally, now_us)
+            book_cold_start(shadow.tally, now_us, times)
             start_us = held.ready_us
         held.busy_us = InstantUs(max(held.busy_us, start_us + service_us))
         return
@@ -53,7 +62,7 @@ def arrived(fleet: Fleet, shadow: Shadow, policy: EvictionPolicy, *, model: Mode
         take(found, model.model)
         del shadow.where[model.model]
     policy.asked(fleet, model, held=False)
-    book_cold_start(shadow.tally, now_us)
+    book_cold_start(shadow.tally, now_us, times)
     _load(fleet, shadow, policy, model=model, service_us=service_us)
 
 

@@ -80,8 +80,8 @@ class Shadowing:
 
     # ------------------------------------------------------------------ what happens
 
-    def arrived(self, model: Model, *, cold: bool) -> None:
-        """A request was taken in; ``cold``: no copy was ready for it."""
+    def arrived(self, model: Model, *, cold: bool, times: int = 1) -> None:
+        """Requests were taken in; ``cold``: no copy was ready for them."""
         fleet = self.fleet
         shadows = fleet.state.shadows
         if cold:
@@ -91,9 +91,10 @@ class Shadowing:
         if not self._policies:
             return
         service_us = service_estimate_us(fleet, model)
+        asked = ghosts.Asked(model, service_us, times)
         for name, by in self._policies.items():
-            ghosts.arrived(fleet, shadows.ghosts[name], by, model=model, service_us=service_us)
-        ghost_stock.arrived(fleet, shadows.ghosts[STOCK], model=model, service_us=service_us)
+            ghosts.arrived(fleet, shadows.ghosts[name], by, asked=asked)
+        ghost_stock.arrived(fleet, shadows.ghosts[STOCK], asked)
 
     def routing_changed(self, worker_id: WorkerId) -> None:
         """A worker came into routing, went out of it, or left the fleet."""

@@ -258,6 +258,19 @@ class Request(msgspec.Struct):
     """Workers that failed it; used again only if nobody else stores the model."""
 
 
+class Burst(msgspec.Struct):
+    """Arrivals of one name, right after another, that were dispatched at once. Kept by ``express``."""
+
+    model: ModelId
+    began_us: InstantUs
+    """The arrival that opened it; that one is in the statistics already."""
+    last_us: InstantUs
+    count: int = 0
+    """Arrivals since, not yet in the statistics."""
+    tenants: dict[str, int] = {}
+    """The same by tenant."""
+
+
 class KnownModel(msgspec.Struct):
     """What is remembered of a blob from an earlier life."""
 
@@ -308,3 +321,7 @@ class State(msgspec.Struct):
     policy: str = ""
     """Its name; set by the engine when it begins."""
     shadows: Shadows = msgspec.field(default_factory=Shadows)
+    bursts: dict[str, Burst] = {}
+    """By name, since the last step that was not of the express lane."""
+    rested: dict[WorkerId, None] = {}
+    """Workers on which a runner became idle since then."""

@@ -8,10 +8,10 @@ WINDOW_S = 6 * 3_600.0
 """Time constant: long enough for 50 loads of a quiet fleet, short enough to follow a day (policy findings 5.6)."""
 
 
-def book_cold_start(tally: Tally, now_us: InstantUs) -> None:
+def book_cold_start(tally: Tally, now_us: InstantUs, times: int = 1) -> None:
     age(tally, now_us)
-    tally.cold_starts += 1
-    tally.recent_cold_starts += 1.0
+    tally.cold_starts += times
+    tally.recent_cold_starts += times
 
 
 def book_load(tally: Tally, now_us: InstantUs, load_us: int) -> None:

@@ -6,7 +6,7 @@ from core_script import Script, loaded, stored
 from bellmare.core.config import CoreConfig, ModelConfig
 from bellmare.core.decisions import Load, Unload
 from bellmare.core.events import WorkerRemoved
-from bellmare.core.fleet import OUTLIVED_MAX
+from bellmare.core.timers import OUTLIVED_MAX
 
 
 def models(script: Script) -> list[str]:

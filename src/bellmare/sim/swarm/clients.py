@@ -17,6 +17,8 @@ UNKNOWN_SHARE = 0.02
 """Requests for a name that nobody stores."""
 FLOOD = 24
 """Hints in a row from one who does not know what he wants."""
+CLOCKWORK_EVERY_US = 45 * SECOND
+CLOCKWORK_STRIKES = 60
 GIVEN = (
     e.HintSource.prepare,
     e.HintSource.next_header,
@@ -49,6 +51,18 @@ class Clients:
         self.world.habit(Habit.burst)
         for _ in range(self.rng.randrange(2, 9)):
             self.ask(self._ask(name, usual=False))
+
+    def clockwork(self) -> None:
+        """One tenant asks for one model again and again, at equal gaps. Draws nothing."""
+        ask = Ask(name=self.world.name(0), wait_us=60 * SECOND, tokens=10, tenant="clockwork")
+
+        def strike(left: int) -> None:
+            self.world.habit(Habit.clockwork)
+            self.ask(ask)
+            if left:
+                self.world.later(CLOCKWORK_EVERY_US, lambda: strike(left - 1))
+
+        self.world.later(CLOCKWORK_EVERY_US, lambda: strike(CLOCKWORK_STRIKES))
 
     def _ask(self, name: int, *, usual: bool = True) -> Ask:
         rng, setting = self.rng, self.world.setting

@@ -21,6 +21,8 @@ REPLAYED_EVERY = 8
 ACTIONS_AT_ONCE = 64
 ACTIONS_PER_REQUEST_MAX = 200
 """A life without clients would never end."""
+CLOCKWORK_EVERY = 10
+"""In every so manieth life somebody asks by the clock."""
 EDGES = (-1, 0, 0, 1, 1)
 """Offsets at which a driver meets a deadline, in microseconds."""
 
@@ -111,6 +113,8 @@ def run(world: World, rng: random.Random, *, seed: int, requests: int) -> None:
     """The part of a life in which things go wrong."""
     world.oracle.meet(f"eviction {world.config.eviction}")
     clients = Clients(world, rng)
+    if seed % CLOCKWORK_EVERY == 0:
+        clients.clockwork()
     act = table(world, clients, rng)
     if seed % REPLAYED_EVERY:
         world.log = None

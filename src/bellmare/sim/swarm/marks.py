@@ -56,6 +56,8 @@ class Habit(StrEnum):
     """What clients and operators do."""
 
     burst = "burst"
+    clockwork = "clockwork"
+    """Equal gaps, long enough to be worth a hint."""
     unheard_of = "unheard_of"
     short_deadline = "short_deadline"
     past_deadline = "past_deadline"

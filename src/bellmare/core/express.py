@@ -1,0 +1,172 @@
+"""The express lane: what follows from most events of a busy fleet at once, without a look at anything else.
+
+A request for a model that has just been asked for, has a free slot and lets nobody wait can only be dispatched; a whole
+answer that leaves nobody waiting can only free its slot. Both change here what the general path would change, and leave
+for later what decides nothing yet: the statistics of such arrivals are gathered in bursts and taken in together before
+anything is decided that could depend on them (the next step of any other kind, or the next arrival after ``BURST_US``).
+Inside a burst the order of models is not kept: whoever changes between them faster than that follows no chain.
+"""
+
+from bellmare.core import demand
+from bellmare.core.costs import average, service_estimate_us
+from bellmare.core.decisions import CacheState, Decision, Dispatch
+from bellmare.core.events import Outcome, RequestArrived, RequestFinished
+from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.residency import Residency
+from bellmare.core.shadows import Shadowing
+from bellmare.core.state import Burst, Model, Request, RequestPhase, Runner, Want, Worker
+from bellmare.core.units import SECOND_US, InstantUs, SpanUs
+
+BURST_US = SECOND_US // 5
+"""Statistics are no older than that. Their shortest time constant is half a minute, a session's gap a minute."""
+
+# Module-level names: before Python 3.12 each look at an enum's member costs 0.1 us.
+_RUNNING = RequestPhase.running
+_RESIDENT = Residency.resident
+_COMPLETED = Outcome.completed
+_NO_WANT = Want.nothing
+_HIT = CacheState.hit
+
+
+class Express:
+    """Takes an event if nothing else follows from it; else leaves everything as it was."""
+
+    __slots__ = ("_fleet", "_shadowing")
+
+    def __init__(self, fleet: Fleet, shadowing: Shadowing) -> None:
+        self._fleet = fleet
+        self._shadowing = shadowing
+
+    # ------------------------------------------------------------------ the lane
+
+    def arrived(self, event: RequestArrived) -> list[Decision] | None:
+        """Dispatch, if the name's burst goes on; None: the general path decides."""
+        fleet = self._fleet
+        state, now_us = fleet.state, fleet.now_us
+        burst = state.bursts.get(event.name)
+        if burst is None or now_us - burst.began_us > BURST_US:
+            return None
+        model = state.models[burst.model]
+        entries = fleet.open[burst.model]
+        if not entries or model.waiting or model.demand.hints or (state.timers and state.timers[0][0] <= now_us):
+            return None
+        worker = fleet.at(entries[0][1])
+        runner = worker.runners[burst.model]
+        stored = worker.stored.get(event.name)
+        if stored is None or stored.model != burst.model or runner.untried or runner.batch_seq:
+            return None
+        assert event.request not in state.requests, "request ids are used once"
+        tenants, tenant = burst.tenants, event.tenant
+        tenants[tenant] = tenants.get(tenant, 0) + 1
+        burst.last_us = now_us
+        burst.count += 1
+        state.requests[event.request] = request = Request(
+            request=event.request,
+            name=event.name,
+            model=burst.model,
+            kind=event.kind,
+            tenant=tenant,
+            prompt_tokens=event.prompt_tokens,
+            deadline_us=event.deadline_us,
+            arrived_us=now_us,
+            seq=state.next_seq,
+            cache=_HIT,
+            priority=event.priority,
+            phase=_RUNNING,
+            worker=worker.worker,
+            dispatched_us=now_us,
+            attempts=1,
+        )
+        state.next_seq += 1
+        fleet.live[burst.model] += 1
+        fleet.turns[burst.model].ran_at_once(request, service_estimate_us(fleet, model))
+        runner.in_flight[event.request] = None
+        runner.used_us = now_us
+        fleet.shift_open(worker, runner)
+        return [
+            Dispatch(request=event.request, worker=worker.worker, model=burst.model, num_ctx=runner.num_ctx, cache=_HIT)
+        ]
+
+    def finished(self, event: RequestFinished) -> list[Decision] | None:
+        """Free the slot of a whole answer for which nobody waits; None: the general path decides."""
+        fleet = self._fleet
+        state, now_us = fleet.state, fleet.now_us
+        if event.outcome is not _COMPLETED or fleet.pending or fleet.blocked:
+            return None
+        request = state.requests.get(event.request)
+        if request is None or request.worker is None or (state.timers and state.timers[0][0] <= now_us):
+            return None
+        model = state.models[request.model]
+        worker = state.workers.get(request.worker)
+        runner = worker.runners.get(request.model) if worker is not None else None
+        if worker is None or runner is None or not self._plain(model, worker, runner, request=request):
+            return None
+        in_flight = runner.in_flight
+        if len(in_flight) == 1 and not runner.zombies:
+            # What an idle runner makes possible is looked at when its burst ends, or now if none goes on.
+            burst = state.bursts.get(request.name)
+            if burst is None or now_us - burst.began_us > BURST_US:
+                return None
+            if not state.rested:
+                fleet.set_timer(burst.began_us + BURST_US, Timer.continue_work, "")
+            state.rested[worker.worker] = None
+        spent_us = now_us - request.dispatched_us
+        del state.requests[event.request], in_flight[event.request]
+        fleet.live[request.model] -= 1
+        fleet.turns[request.model].ran(request, spent_us)
+        runner.used_us = now_us
+        fleet.shift_open(worker, runner)
+        counters = state.counters
+        counters["completed"] = counters.get("completed", 0) + 1
+        took_us = spent_us if spent_us > 0 else 1
+        model.service_us = SpanUs(average(model.service_us, took_us))
+        state.service_us = SpanUs(average(state.service_us, took_us))
+        return []
+
+    @staticmethod
+    def _plain(model: Model, worker: Worker, runner: Runner, *, request: Request) -> bool:
+        """Whether the request's end is of no concern but to its own slot."""
+        return (
+            request.phase is _RUNNING
+            and not model.waiting
+            and model.want is _NO_WANT
+            and not model.placements
+            and bool(model.holders)
+            and worker.healthy
+            and worker.placement is None
+            and not worker.leaving
+            and runner.residency is _RESIDENT
+            and request.request in runner.in_flight
+        )
+
+    # ------------------------------------------------------------------ bursts
+
+    def begin(self, decision: Decision) -> None:
+        """An arrival led to nothing but ``decision``: if that was its dispatch at once, more of its kind are simple."""
+        if type(decision) is Dispatch and decision.cache is _HIT and decision.attempt == 1:
+            state, now_us = self._fleet.state, self._fleet.now_us
+            request = state.requests[decision.request]
+            if request.arrived_us == now_us:
+                state.bursts[request.name] = Burst(model=request.model, began_us=now_us, last_us=now_us)
+
+    def take_in(self) -> None:
+        """End all bursts: what they gathered goes into the statistics, and idle runners are looked at."""
+        fleet = self._fleet
+        state, now_us = fleet.state, fleet.now_us
+        bursts = [burst for burst in state.bursts.values() if burst.count]
+        state.bursts = {}
+        if len(bursts) > 1:
+            bursts.sort(key=_last)  # stable: of equals the one that began first
+        for burst in bursts:
+            fleet.now_us = burst.last_us
+            model = state.models[burst.model]
+            demand.note_burst(fleet, model, burst)
+            self._shadowing.arrived(model, cold=False, times=burst.count)
+        fleet.now_us = now_us
+        for worker_id in state.rested:
+            fleet.touch_worker(worker_id)
+        state.rested = {}
+
+
+def _last(burst: Burst) -> InstantUs:
+    return burst.last_us
