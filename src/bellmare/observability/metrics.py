@@ -70,12 +70,18 @@ class Metrics:
     """All counters and histograms of one process."""
 
     def __init__(
-        self, engine: Engine, *, event_log: EventLog | None = None, clock_s: Callable[[], float] = time.monotonic
+        self,
+        engine: Engine,
+        *,
+        event_log: EventLog | None = None,
+        lost_lines: Callable[[], int] = lambda: 0,
+        clock_s: Callable[[], float] = time.monotonic,
     ) -> None:
-        """``clock_s`` tells how long writing took, and how old a text is."""
+        """``lost_lines`` counts those of the log; ``clock_s`` tells how long writing took, and how old a text is."""
         self.event_log = event_log
         """May be set later; without one there are no metrics of it."""
         self._state = engine.fleet.state
+        self._lost_lines = lost_lines
         self._clock_s = clock_s
         self._text = b""
         self._text_until_s = float("-inf")
@@ -150,6 +156,8 @@ class Metrics:
             yield from counters.lines()
         yield heading("bellmare_core_steps_total", "Events taken in by the core", "counter")
         yield f"bellmare_core_steps_total {number(self.steps)}\n"
+        yield heading("bellmare_log_lines_dropped_total", "Lines of the log that were never written", "counter")
+        yield f"bellmare_log_lines_dropped_total {number(self._lost_lines())}\n"
         for collector in self._collectors:
             for metric in collector.collect():
                 yield from metric_lines(metric)
