@@ -36,9 +36,9 @@ class Wish(BaseModel):
 
 
 class Metered(Protocol):
-    """Whatever renders the metrics' text."""
+    """Whatever tells the metrics."""
 
-    def render(self) -> bytes: ...
+    def scrape(self) -> bytes: ...
 
 
 @dataclass(slots=True, frozen=True)
@@ -122,7 +122,7 @@ def _add_health(app: FastAPI, driver: Driver, *, metrics: Metered, front: Front)
 
     @app.get("/metrics")
     async def metrics_text() -> Response:
-        return Response(metrics.render(), media_type="text/plain; version=0.0.4; charset=utf-8")
+        return Response(metrics.scrape(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
 
 def _add_state(app: FastAPI, driver: Driver, fleet: WorkerFleet, *, front: Front) -> None:

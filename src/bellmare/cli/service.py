@@ -84,7 +84,7 @@ class Service:
         self.recorder: Recorder | None = None
         self.memory: Memory | None = None
         self.driver = Driver(engine, self.clock, on_error=lambda what, error: logs.error(what, error=error))
-        self.metrics = Metrics(engine)
+        self.metrics = Metrics(engine, lost_lines=lambda: logs.dropped)
         self.driver.watch(self.metrics.step)
         self.fleet = WorkerFleet(self.driver, Observer(self.driver, self.tasks, interval_s=observe_every_s), self.tasks)
         self.effects = Effects(self.driver, self.fleet.ports, tasks=self.tasks, report=self._report)

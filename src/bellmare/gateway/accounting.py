@@ -1,11 +1,14 @@
-"""What is written down of every request at its end: one log line, and the metrics. Prompts and answers never."""
+"""What is written down of every request at its end: one log line, and the metrics. Prompts and answers never.
 
-from bellmare.core.decisions import CacheState
+It runs once per request on the loop, and is bound to cost next to nothing: plain attributes, integers, no formatting.
+"""
+
 from bellmare.core.events import HintSource
 from bellmare.core.units import InstantUs
 from bellmare.gateway.conversation import Conversation
 from bellmare.observability.logs import Logs
 from bellmare.observability.metrics import Metrics
+from bellmare.observability.request_lines import RequestLine
 
 
 class Accounts:
@@ -25,43 +28,53 @@ class Accounts:
 
     def ended(self, conversation: Conversation, now_us: InstantUs) -> None:
         """Book one conversation; called exactly once for each."""
-        decision = conversation.dispatched
+        metrics = self._metrics
         errand = conversation.errand
-        known = errand.name in conversation.desk.driver.engine.fleet.state.votes
-        final = conversation.translator.final if conversation.translator is not None else None
-        total_us = now_us - conversation.arrived_us
-        first_us = conversation.first_byte_us - conversation.arrived_us if conversation.first_byte_us >= 0 else None
-        self._metrics.request(
-            model=errand.name if known else "",
-            status=conversation.status,
-            total_us=total_us,
-            first_token_us=first_us,
-            queued_us=decision.queued_us if decision is not None else None,
-        )
-        if final is not None:
-            self._metrics.tokens(errand.name, final.prompt_eval_count, final.eval_count)
-        cache: CacheState | None = conversation.cache
+        name = errand.name
+        status = conversation.status
+        arrived_us = conversation.arrived_us
+        total_us = now_us - arrived_us
+        first_us = conversation.first_byte_us - arrived_us if conversation.first_byte_us >= 0 else None
+        decision = conversation.dispatched
+        worker = cache = queue_ms = load_ms = prompt_tokens = output_tokens = None
+        label = name
+        if decision is not None:
+            worker, cache = decision.worker, str(decision.cache)
+            queued_us, load_us = decision.queued_us, decision.load_us
+            queue_ms, load_ms = _ms(queued_us - load_us), _ms(load_us)
+        else:
+            queued_us = None
+            if not metrics.known(name):
+                label = ""
+        metrics.request(model=label, status=status, total_us=total_us, first_token_us=first_us, queued_us=queued_us)
+        translator = conversation.translator
+        if translator is not None and (final := translator.final) is not None:
+            prompt_tokens, output_tokens = final.prompt_eval_count, final.eval_count
+            metrics.tokens(label, prompt_tokens, output_tokens)
         self._logs.request_line(
-            id=conversation.public_id,
-            request=conversation.request,
-            model=errand.name,
-            worker=decision.worker if decision is not None else None,
-            dialect=str(errand.dialect),
-            route=conversation.exchange.request.path,
-            status=conversation.status,
-            outcome=conversation.outcome,
-            refusal=conversation.refusal or None,
-            cache=str(cache) if cache is not None else None,
-            queue_ms=_ms(decision.queued_us - decision.load_us) if decision is not None else None,
-            load_ms=_ms(decision.load_us) if decision is not None else None,
-            first_token_ms=_ms(first_us) if first_us is not None else None,
-            total_ms=_ms(total_us),
-            prompt_tokens=final.prompt_eval_count if final is not None else None,
-            output_tokens=final.eval_count if final is not None else None,
-            attempts=conversation.attempts,
-            error=conversation.detail or None,
+            RequestLine(  # in the order of its fields: by name it would take five times as long
+                conversation.public_id,
+                conversation.request,
+                name,
+                worker,
+                str(errand.dialect),
+                conversation.exchange.request.path,
+                status,
+                conversation.outcome,
+                conversation.refusal or None,
+                cache,
+                queue_ms,
+                load_ms,
+                _ms(first_us) if first_us is not None else None,
+                _ms(total_us),
+                prompt_tokens,
+                output_tokens,
+                conversation.attempts,
+                conversation.detail or None,
+            )
         )
 
 
 def _ms(span_us: int) -> float:
-    return round(span_us / 1000, 1)
+    """In tenths."""
+    return (span_us + 50) // 100 / 10

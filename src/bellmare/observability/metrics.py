@@ -1,12 +1,13 @@
 """Prometheus metrics, updated from steps of the core and ends of requests. Labels come from closed sets only.
 
-Gauges are read off the core's state when scraped, so that they cannot drift from it.
+Gauges are read off the core's state when scraped, so that they cannot drift from it. What every request and every step
+counts are plain integers (``exposition``): a request costs about 1 us.
 """
 
+import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import Protocol
+from typing import Any, Protocol
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -16,17 +17,27 @@ from bellmare.core.events import DispatchFailed, Event, OperationEnded
 from bellmare.core.eviction.registry import POLICIES
 from bellmare.core.residency import Residency
 from bellmare.core.units import InstantUs
+from bellmare.observability.exposition import (
+    Buckets,
+    Counters,
+    Histograms,
+    Spans,
+    heading,
+    labelled,
+    metric_lines,
+    number,
+)
 from bellmare.observability.hint_metrics import HintMetrics
 
-SECONDS = (0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 300)
-"""Nine, and two histograms by model, as every line costs 7 us of the loop at every scrape. With 15 buckets, three
-histograms and the lines that say when a series began, 200 models took 80 ms; so they take 35."""
-LOAD_SECONDS = (0.25, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
+SECONDS = Buckets(0.05, 0.25, 1, 2.5, 5, 10, 30, 60, 300)
+"""Nine, and two histograms by model: whoever scrapes keeps every line as a series."""
+LOAD_SECONDS = Buckets(0.25, 1, 2, 4, 8, 15, 30, 60, 120, 300, 600)
 MODELS_MAX = 500
 """Distinct model labels; further ones are booked as ``other``. Names come from the fleet, never from clients."""
-
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # of the whole process, which is ours: a line per series that nobody reads
+COST_MAX = 0.01
+"""Share of the loop's time that scrapes may take: a text is given out for a hundred times what it took to write."""
+AGE_S_MAX = 1.0
+"""But no longer: nobody scrapes more often on purpose."""
 
 
 class EventLog(Protocol):
@@ -39,62 +50,137 @@ class EventLog(Protocol):
     def dropped(self) -> int: ...
 
 
-class Metrics:
-    """All counters and histograms of one process, in a registry of its own."""
+class _Book:
+    """What is counted of the requests for one model."""
 
-    def __init__(self, engine: Engine, *, event_log: EventLog | None = None) -> None:
-        self.registry = CollectorRegistry()
+    __slots__ = ("duration", "first", "label", "output", "prompt", "statuses", "told")
+
+    def __init__(self, label: str) -> None:
+        self.label = label
+        self.statuses: dict[int, int] = {}
+        self.duration: Spans | None = None
+        self.first: Spans | None = None
+        self.prompt = 0
+        self.output = 0
+        self.told = False
+        """Whether tokens were told of, be it none: only then is there a series."""
+
+
+class Metrics:
+    """All counters and histograms of one process."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        *,
+        event_log: EventLog | None = None,
+        lost_lines: Callable[[], int] = lambda: 0,
+        clock_s: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """``lost_lines`` counts those of the log; ``clock_s`` tells how long writing took, and how old a text is."""
         self.event_log = event_log
         """May be set later; without one there are no metrics of it."""
+        self._state = engine.fleet.state
+        self._lost_lines = lost_lines
+        self._clock_s = clock_s
+        self._text = b""
+        self._text_until_s = float("-inf")
         self._models: dict[str, None] = {}
-        self._requests = self._counter("requests", "Requests by model and status", "model", "status")
-        self._bad = self._counter("bad_requests", "Requests refused before they were parsed", "status")
-        self._duration = self._histogram("request_duration_seconds", "From arrival to the end of the answer", "model")
-        self._first = self._histogram("first_token_seconds", "From arrival to the first byte of the answer", "model")
-        self._queue = self._histogram("queue_wait_seconds", "From arrival to dispatch, loading included")
-        self._tokens = self._counter("tokens", "Tokens by model and direction", "model", "direction")
-        self._refusals = self._counter("refusals", "Requests that the core refused", "refusal")
-        self._retries = self._counter("retries", "Dispatches that failed before the first byte", "fault")
-        self._loads = self._counter("model_loads", "Loads begun", "model", "cause")
-        self._load_duration = Histogram(
-            "bellmare_model_load_duration_seconds",
+        self._books: dict[str, _Book] = {}
+        """By label."""
+        self.steps = 0
+        self._bad = Counters("bad_requests", "Requests refused before they were parsed", "status")
+        self._duration = Histograms(
+            "request_duration_seconds", "From arrival to the end of the answer", SECONDS, labels=("model",)
+        )
+        self._first = Histograms(
+            "first_token_seconds", "From arrival to the first byte of the answer", SECONDS, labels=("model",)
+        )
+        self._queue = Histograms("queue_wait_seconds", "From arrival to dispatch, loading included", SECONDS)
+        self._queue_spans = self._queue.series()
+        self._refusals = Counters("refusals", "Requests that the core refused", "refusal")
+        self._retries = Counters("retries", "Dispatches that failed before the first byte", "fault")
+        self._loads = Counters("model_loads", "Loads begun", "model", "cause")
+        self._load_duration = Histograms(
+            "model_load_duration_seconds",
             "From the load call to a ready runner",
-            ["model", "outcome"],
-            buckets=LOAD_SECONDS,
-            registry=self.registry,
+            LOAD_SECONDS,
+            labels=("model", "outcome"),
         )
-        self._unloads = self._counter("model_unloads", "Unloads begun", "model", "cause")
-        self._evictions = self._counter("evictions", "Unloads to make room for another model", "model")
-        self._drains = self._counter("drains", "Busy or idle runners taken out of service", "cause")
-        self._health = self._counter(
-            "worker_health_changes", "Workers going out of and into routing", "worker", "healthy"
-        )
-        self._switches = self._counter("policy_switches", "Changes of the eviction policy by its shadows", "to")
-        self.steps = self._counter("core_steps", "Events taken in by the core")
-        self.registry.register(_StateCollector(engine, self._gauge_labels))
-        self.registry.register(_ShadowCollector(engine))
+        self._unloads = Counters("model_unloads", "Unloads begun", "model", "cause")
+        self._evictions = Counters("evictions", "Unloads to make room for another model", "model")
+        self._drains = Counters("drains", "Busy or idle runners taken out of service", "cause")
+        self._health = Counters("worker_health_changes", "Workers going out of and into routing", "worker", "healthy")
+        self._switches = Counters("policy_switches", "Changes of the eviction policy by its shadows", "to")
+        self._counted: dict[type[Decision], Callable[[Any], None]] = {
+            Reject: lambda decision: self._refusals.add(str(decision.refusal)),
+            Load: lambda decision: self._loads.add(self.label(decision.name), str(decision.cause)),
+            Unload: self._unload,
+            Drain: lambda decision: self._drains.add(str(decision.cause)),
+            HealthChange: lambda decision: self._health.add(decision.worker, str(decision.healthy).lower()),
+            PolicySwitch: lambda decision: self._switches.add(decision.policy),
+        }
         self.hints = HintMetrics(engine)
-        self.registry.register(self.hints)
-        self.registry.register(_EventLogCollector(lambda: self.event_log))
+        self._collectors: tuple[Collector, ...] = (
+            _StateCollector(engine, self._gauge_labels),
+            _ShadowCollector(engine),
+            self.hints,
+            _EventLogCollector(lambda: self.event_log),
+        )
 
-    def _counter(self, name: str, text: str, *labels: str) -> Counter:
-        return Counter(f"bellmare_{name}", text, labels, registry=self.registry)
-
-    def _histogram(self, name: str, text: str, *labels: str) -> Histogram:
-        return Histogram(f"bellmare_{name}", text, labels, buckets=SECONDS, registry=self.registry)
+    def scrape(self) -> bytes:
+        """The text that Prometheus scrapes, as of now or of a moment ago: see ``COST_MAX``."""
+        now_s = self._clock_s()
+        if now_s >= self._text_until_s:
+            self._text = self.render()
+            done_s = self._clock_s()
+            self._text_until_s = done_s + min(AGE_S_MAX, (done_s - now_s) / COST_MAX)
+        return self._text
 
     def render(self) -> bytes:
-        """The text that Prometheus scrapes."""
-        return self.text(self.collect())
+        """The text of all metrics, as of now."""
+        return "".join(self._lines()).encode()
 
-    def collect(self) -> list[Metric]:
-        """All values of this moment, a third of the work of ``render``. On the loop's thread."""
-        return list(self.registry.collect())
+    def _lines(self) -> Iterator[str]:
+        yield from self._request_lines()
+        yield from self._bad.lines()
+        yield from self._duration.lines()
+        yield from self._first.lines()
+        yield from self._queue.lines()
+        yield from self._token_lines()
+        yield from self._refusals.lines()
+        yield from self._retries.lines()
+        yield from self._loads.lines()
+        yield from self._load_duration.lines()
+        for counters in (self._unloads, self._evictions, self._drains, self._health, self._switches):
+            yield from counters.lines()
+        yield heading("bellmare_core_steps_total", "Events taken in by the core", "counter")
+        yield f"bellmare_core_steps_total {number(self.steps)}\n"
+        yield heading("bellmare_log_lines_dropped_total", "Lines of the log that were never written", "counter")
+        yield f"bellmare_log_lines_dropped_total {number(self._lost_lines())}\n"
+        for collector in self._collectors:
+            for metric in collector.collect():
+                yield from metric_lines(metric)
 
-    @staticmethod
-    def text(collected: Iterable[Metric]) -> bytes:
-        """What ``collect`` gave, as Prometheus reads it. On any thread."""
-        return generate_latest(_Collected(collected))
+    def _request_lines(self) -> Iterator[str]:
+        yield heading("bellmare_requests_total", "Requests by model and status", "counter")
+        for book in self._books.values():
+            labels = labelled(("model",), (book.label,))[:-1]
+            for status, count in book.statuses.items():
+                yield f'bellmare_requests_total{labels},status="{status}"}} {number(count)}\n'
+
+    def _token_lines(self) -> Iterator[str]:
+        yield heading("bellmare_tokens_total", "Tokens by model and direction", "counter")
+        for book in self._books.values():
+            if not book.told:
+                continue
+            for direction, count in (("prompt", book.prompt), ("output", book.output)):
+                labels = labelled(("direction", "model"), (direction, book.label))
+                yield f"bellmare_tokens_total{labels} {number(count)}\n"
+
+    def known(self, name: str) -> bool:
+        """Whether some worker stores ``name``, so that it may be a label."""
+        return name in self._state.votes
 
     def label(self, model: str) -> str:
         """A bounded set of labels: ``unknown`` for a name that no worker stores, ``other`` past the bound."""
@@ -118,55 +204,61 @@ class Metrics:
     # ------------------------------------------------------------------ from the data plane
 
     def bad_request(self, status: int) -> None:
-        self._bad.labels(str(status)).inc()
+        self._bad.add(str(status))
 
     def request(
         self, *, model: str, status: int, total_us: int, first_token_us: int | None, queued_us: int | None
     ) -> None:
         """Book one ended request; spans in microseconds, None where that phase was never reached."""
-        label = self.label(model)
-        self._requests.labels(label, str(status)).inc()
-        self._duration.labels(label).observe(total_us / 1e6)
+        book = self._books.get(model) or self._book(model)
+        statuses = book.statuses
+        statuses[status] = statuses.get(status, 0) + 1
+        if book.duration is None:
+            book.duration = self._duration.series(book.label)
+        book.duration.add(total_us)
         if first_token_us is not None:
-            self._first.labels(label).observe(first_token_us / 1e6)
+            if book.first is None:
+                book.first = self._first.series(book.label)
+            book.first.add(first_token_us)
         if queued_us is not None:
-            self._queue.observe(queued_us / 1e6)
+            self._queue_spans.add(queued_us)
 
     def tokens(self, model: str, prompt: int, output: int) -> None:
+        book = self._books.get(model) or self._book(model)
+        book.prompt += prompt
+        book.output += output
+        book.told = True
+
+    def _book(self, model: str) -> _Book:
+        """``_books`` holds labels, so that a name past the bound takes up no room."""
         label = self.label(model)
-        self._tokens.labels(label, "prompt").inc(prompt)
-        self._tokens.labels(label, "output").inc(output)
+        book = self._books.get(label)
+        if book is None:
+            book = self._books[label] = _Book(label)
+        return book
 
     # ------------------------------------------------------------------ from the core
 
-    def step(self, now_us: InstantUs, event: Event, decisions: list[Decision]) -> None:
+    def step(self, _now_us: InstantUs, event: Event, decisions: list[Decision]) -> None:
         """A watcher of the driver."""
-        self.steps.inc()
-        if isinstance(event, DispatchFailed):
-            self._retries.labels(str(event.fault)).inc()
+        self.steps += 1
         for decision in decisions:
-            if isinstance(decision, Reject):
-                self._refusals.labels(str(decision.refusal)).inc()
-            elif isinstance(decision, Load):
-                self._loads.labels(self._name(decision), str(decision.cause)).inc()
-            elif isinstance(decision, Unload):
-                self._unloads.labels(self._name(decision), str(decision.cause)).inc()
-                if decision.cause in (UnloadCause.room, UnloadCause.replica):
-                    self._evictions.labels(self._name(decision)).inc()
-            elif isinstance(decision, Drain):
-                self._drains.labels(str(decision.cause)).inc()
-            elif isinstance(decision, HealthChange):
-                self._health.labels(decision.worker, str(decision.healthy).lower()).inc()
-            elif isinstance(decision, PolicySwitch):
-                self._switches.labels(decision.policy).inc()
+            count = self._counted.get(type(decision))
+            if count is not None:
+                count(decision)
+        if type(event) is DispatchFailed:
+            self._retries.add(str(event.fault))
+
+    def _unload(self, decision: Unload) -> None:
+        label = self.label(decision.name)
+        self._unloads.add(label, str(decision.cause))
+        if decision.cause in (UnloadCause.room, UnloadCause.replica):
+            self._evictions.add(label)
 
     def operation(self, decision: Load | Unload, event: OperationEnded, took_us: int) -> None:
         """Book the end of an operation."""
         if isinstance(decision, Load):
-            self._load_duration.labels(self._name(decision), str(event.outcome)).observe(took_us / 1e6)
-
-    def _name(self, decision: Load | Unload) -> str:
-        return self.label(decision.name)
+            self._load_duration.series(self.label(decision.name), str(event.outcome)).add(took_us)
 
 
 class _StateCollector(Collector):
@@ -253,17 +345,6 @@ class _EventLogCollector(Collector):
         yield lost
         failing = _gauge("event_log_failing", "Whether the event log could not be written last")
         yield failing.add_metric_value(int(bool(log.error)))
-
-
-class _Collected(CollectorRegistry):
-    """What was collected before, for the formatter."""
-
-    def __init__(self, collected: Iterable[Metric]) -> None:
-        super().__init__()
-        self._collected = collected
-
-    def collect(self) -> Iterator[Metric]:
-        yield from self._collected
 
 
 _PARTS = {
