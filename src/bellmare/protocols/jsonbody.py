@@ -35,6 +35,8 @@ OBJECTS_MAX = 50_000
 QUICK_BYTES_MAX = 48 << 10
 """Up to it :class:`Gate` needs not look for masses: no field passes ``SIZES_MAX``, no list ``OBJECTS_MAX``."""
 assert min(*SIZES_MAX.values(), OBJECTS_MAX) >= QUICK_BYTES_MAX
+_PEEK_BYTES = 32
+"""In these a body written with blanks, as Python does, shows the first."""
 
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
@@ -206,7 +208,10 @@ class Gate(Generic[_T]):
         """``body`` in the gate's type. Raises :class:`InvalidRequest`."""
         if not self.usual(body):
             check_object(body, known=self._known)
-        return decode_as(body, self._decoder)
+        try:
+            return self._decoder.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise _explain(error, body) from None
 
     def usual(self, body: bytes) -> bool:
         """Whether the short way accepts ``body``: then ``check_object`` would too. False says nothing."""
@@ -216,7 +221,7 @@ class Gate(Generic[_T]):
         try:
             if not body.isascii():
                 body.decode()
-            if len(_encode(self._raw.decode(body))) == length:
+            if b'": ' not in body[:_PEEK_BYTES] and len(_encode(self._raw.decode(body))) == length:
                 return True
             compact = msgspec.json.format(body, indent=-1)  # takes blanks out, and nothing else
             return len(_encode(self._raw.decode(compact))) == len(compact)
