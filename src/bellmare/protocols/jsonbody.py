@@ -191,18 +191,20 @@ class Gate(Generic[_T]):
     """:func:`check_object` and then :func:`decode_as`, with a short way for what clients usually send.
 
     The short way only ever accepts; whatever it does not accept is judged by ``check_object`` and refused in its words.
-    It proves that no key is there twice by length: each known field, written once without a space, is as long as the
+    It proves that no key is there twice by length: each usual field, written once without a space, is as long as the
     body. Anything else in it (the same key again, an escaped key, a blank) would make the body longer, never shorter.
     """
 
     __slots__ = ("_decoder", "_known", "_raw")
 
-    def __init__(self, kind: type[_T], known: frozenset[str]) -> None:
-        assert all(name.isascii() and name.isidentifier() for name in known), "written as they are, without escapes"
-        assert len({name.casefold() for name in known}) == len(known) <= FIELDS_MAX
+    def __init__(self, kind: type[_T], known: frozenset[str], *, ignored: frozenset[str] = frozenset()) -> None:
+        """``ignored``: fields that clients send, too, of which ``kind`` knows nothing; others take the long way."""
+        usual = known | ignored
+        assert all(name.isascii() and name.isidentifier() for name in usual), "written as they are, without escapes"
+        assert len({name.casefold() for name in usual}) == len(usual) <= FIELDS_MAX
         self._known = known
         self._decoder: msgspec.json.Decoder[_T] = msgspec.json.Decoder(kind)
-        self._raw = _raw_decoder(known, only=True)
+        self._raw = _raw_decoder(usual, only=True)
 
     def __call__(self, body: bytes) -> _T:
         """``body`` in the gate's type. Raises :class:`InvalidRequest`."""

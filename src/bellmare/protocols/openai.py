@@ -111,7 +111,26 @@ class OpenAIChat(_Received, frozen=True, kw_only=True):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-_gate = Gate(OpenAIChat, known_fields(OpenAIChat))
+_IGNORED = frozenset(
+    {
+        "audio",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "metadata",
+        "modalities",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+        "verbosity",
+    }
+)
+"""OpenAI's other fields of this route."""
+_gate = Gate(OpenAIChat, known_fields(OpenAIChat), ignored=_IGNORED)
 _arguments_decoder = msgspec.json.Decoder(dict[str, Any] | None)
 
 

@@ -262,6 +262,23 @@ def test_the_short_way_leaves_all_else_to_the_long_one(body):
     assert verdict(lambda: GATE(body)) == verdict(lambda: the_long_way(body))
 
 
+@pytest.mark.parametrize(
+    ("body", "usual"),
+    [
+        (b'{"model":"a","user":{"k":[1,1]}}', True),
+        (b'{"user": 1, "model": "a"}', True),
+        (b'{"model":"a","user":1,"user":1}', False),
+        (b'{"model":"a","user":1,"User":1}', False),
+        (b'{"model":"a","User":1}', False),
+        (b'{"model":"a","user":"\\ud800","user2":1}', False),
+    ],
+)
+def test_an_ignored_field_may_stand_beside_the_others_once(body, usual):
+    gate = Gate(Asked, KNOWN, ignored=frozenset({"user"}))
+    assert gate.usual(body) is usual
+    assert verdict(lambda: gate(body)) == verdict(lambda: the_long_way(body))
+
+
 def test_no_mass_fits_through_the_short_way():
     assert min(SIZES_MAX.values()) >= QUICK_BYTES_MAX  # of one field
     assert len(b"{}," * OBJECTS_MAX) > QUICK_BYTES_MAX
