@@ -10,12 +10,15 @@ from bellmare.gateway.replies import EVENTS, JSON, NDJSON
 from bellmare.http.messages import Headers
 from bellmare.protocols.errors import BadAnswer, Dialect, stream_error
 from bellmare.protocols.ndjson import LineGate, LineSplitter
-from bellmare.protocols.ollama import Final, decode_final, first_error
+from bellmare.protocols.ollama import Final, decode_closing, decode_final, first_error
 from bellmare.protocols.openai_stream import ChatStream, completion
 
 BODY_BYTES_MAX = 64 << 20
 """Of an answer that is not streamed."""
 LINE_BYTES_MAX = 1 << 20
+
+_DONE = Final(done=True)
+"""Of an unstreamed answer that does not say so itself, as those of the embedding routes."""
 
 
 class TooLong(Exception):  # noqa: N818 - a limit that was met
@@ -72,12 +75,11 @@ class Native:
         """The lines up to the closing one, or before an error line."""
         end = 0
         for line in ready.splitlines(keepends=True):
-            self.error = first_error(line)
+            self.error, final = decode_closing(line)
             if self.error is not None:
                 return ready[:end]
             end += len(line)
-            final = decode_final(line)
-            if final is not None and final.done:
+            if final is not None:
                 self.final = final
                 return ready[:end]
         return ready
@@ -109,11 +111,12 @@ class Plain:
         return b""
 
     def end(self) -> bytes:
-        body = b"".join(self._pieces)
-        if not body.lstrip().startswith(b"{"):
+        pieces = self._pieces
+        body = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        if not body.startswith(b"{") and not body.lstrip().startswith(b"{"):
             raise BadAnswer("the answer is no JSON object")
-        self.error = first_error(body)
-        self.final = decode_final(body) or Final(done=True)
+        self.error, final = decode_closing(body)
+        self.final = final or _DONE
         return body
 
     def cut(self, message: str) -> bytes:

@@ -5,6 +5,8 @@ import itertools
 import re
 from collections.abc import Iterable
 
+import msgspec
+
 from bellmare.protocols.errors import InvalidRequest
 
 DEFAULT_HOST = "registry.ollama.ai"
@@ -18,6 +20,9 @@ _HOST = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.:-]{0,349}")
 _NAMESPACE = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]{0,79}")
 _PART = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,79}")
 """Model and tag. ``@`` is in none of them: Ollama has no pinning by digest."""
+
+_REMEMBERED_MAX = 1024
+"""Names of which :func:`named` remembers what they mean; a fleet has hundreds."""
 
 _SCHEMES = ("https://", "http://")
 
@@ -77,6 +82,37 @@ def is_cloud_name(text: str) -> bool:
     _, colon, suffix = text.strip().rpartition(":")
     suffix = suffix.strip().casefold()
     return bool(colon) and "/" not in suffix and (suffix == "cloud" or suffix.endswith("-cloud"))
+
+
+class Named(msgspec.Struct, frozen=True):
+    """What a client's spelling of a model means."""
+
+    canonical: str
+    """See :func:`canonical_name`; empty for a cloud name."""
+    spelling: str
+    """How answers and requests to workers write it: as the client did, but without a scheme. Empty for a cloud name."""
+    cloud: bool
+    """See :func:`is_cloud_name`."""
+
+
+_remembered: dict[str, Named] = {}
+"""The newest ``_REMEMBERED_MAX`` valid names: a pure function's results, so that a name is taken apart once."""
+
+
+def named(text: str) -> Named:
+    """All of it at once, and at once for a name met before. Raises :class:`InvalidRequest`."""
+    known = _remembered.get(text)
+    if known is not None:
+        return known
+    if is_cloud_name(text):
+        return Named(canonical="", spelling="", cloud=True)
+    name = canonical_name(text)
+    found = Named(canonical=name, spelling=text if "://" not in text else name, cloud=False)
+    if len(text) <= _NAME_CHARS_MAX:  # blanks around it may be many
+        _remembered[text] = found
+        if len(_remembered) > _REMEMBERED_MAX:
+            del _remembered[next(iter(_remembered))]
+    return found
 
 
 _CLOSE_RATIO = 0.6

@@ -32,9 +32,12 @@ class LineSplitter:
 
         The bound counts a line with its CR and without its LF.
         """
-        if b"\n" not in data:
+        end = data.find(b"\n")
+        if end < 0:
             self._hold(data)
             return []
+        if end == len(data) - 1 and not self._pieces and end <= self._line_bytes_max:
+            return [data[:-2] if data.endswith(b"\r\n") else data[:-1]]  # one line, as a worker's tokens come
         if self._pieces:
             data = b"".join((*self._pieces, data))
             self._pieces.clear()
@@ -80,6 +83,8 @@ class LineGate:
 
     def feed(self, data: bytes) -> bytes:
         """The bytes that may leave now: empty, or ending in a newline. Raises :class:`LineTooLong`."""
+        if not self._pieces and data.endswith(b"\n"):
+            return data  # whole lines, as a worker's tokens come
         ready, rest = split_complete(data)
         if ready and self._pieces:
             ready = b"".join((*self._pieces, ready))

@@ -138,6 +138,17 @@ def first_error(line: bytes) -> str | None:
     return None if error in _NO_ERROR else upstream_error_text(line)
 
 
+def decode_closing(line: bytes) -> tuple[str | None, Final | None]:
+    """:func:`first_error` and :func:`decode_final` at once, in one decoding for all lines that Ollama writes."""
+    try:
+        final = _final_decoder.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        return first_error(line), None  # an error that is an object, or no JSON
+    if final.error is not None:
+        return upstream_error_text(line), final
+    return None, final if final.done else None
+
+
 def decode_tags(body: bytes) -> TagsAnswer:
     """GET /api/tags."""
     models = _decode(body, _list_decoder, "/api/tags").models or []

@@ -1,5 +1,6 @@
 """Checks of single request fields, in Ollama's own words where it has any (ollama.md 1.4, 1.6, 2.2)."""
 
+import functools
 import math
 import re
 from typing import Any
@@ -22,6 +23,17 @@ _FLOATS = frozenset(
     {"top_p", "min_p", "typical_p", "temperature", "repeat_penalty", "presence_penalty", "frequency_penalty"}
 )
 _BOOLEANS = frozenset({"use_mmap"})
+SAMPLING_OPTIONS = (_INTEGERS | _FLOATS | {"stop"}) - RELOAD_OPTIONS
+"""Options of one request that a worker may see as they are."""
+_SCALARS = frozenset({bool, int, float, str})
+_PLAIN_KINDS: dict[str, frozenset[type]] = {
+    **dict.fromkeys(_INTEGERS, frozenset({int})),
+    **dict.fromkeys(_FLOATS, frozenset({int, float})),
+    **dict.fromkeys(_BOOLEANS, frozenset({bool})),
+    "stop": frozenset(),
+}
+"""In which types an option needs no change; any scalar for options that are not here."""
+_STRINGS = frozenset({str})
 _THINK_LEVELS = ("high", "medium", "low", "max")
 _INT64 = 1 << 63
 _TOP_LOGPROBS_MAX = 20
@@ -47,8 +59,9 @@ def _go_quote(text: str) -> str:
     return msgspec.json.encode(text[:_TEXT_CHARS_MAX]).decode()
 
 
+@functools.lru_cache(maxsize=256)
 def _go_duration_ns(text: str) -> int:
-    """``time.ParseDuration``, with its error texts."""
+    """``time.ParseDuration``, with its error texts. What is remembered is short: longer texts are refused."""
     quoted = _go_quote(text)
     invalid = InvalidRequest(f"time: invalid duration {quoted}")
     rest = text[1:] if text[:1] in ("-", "+") else text
@@ -141,6 +154,18 @@ def _checked_option(key: str, value: Any) -> Any:
         if not all(isinstance(item, str) for item in value):
             raise InvalidRequest('option "stop" must be of an array of strings')
     return value
+
+
+def are_plain(options: dict[str, Any]) -> bool:
+    """Whether :func:`checked_options` would give the same again and nothing in it is nested, but for ``stop``."""
+    for key, value in options.items():
+        kind = type(value)
+        if kind in _PLAIN_KINDS.get(key, _SCALARS):
+            if kind is int and not -_INT64 <= value < _INT64:
+                return False
+        elif key != "stop" or kind is not list or not _STRINGS.issuperset(map(type, value)):
+            return False
+    return True
 
 
 def checked_options(options: dict[str, Any] | None) -> dict[str, Any] | None:

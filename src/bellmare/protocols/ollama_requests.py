@@ -8,8 +8,9 @@ from typing import Any, TypeVar
 import msgspec
 
 from bellmare.protocols.errors import InvalidRequest
-from bellmare.protocols.jsonbody import check_depth, check_object, decode_as
+from bellmare.protocols.jsonbody import Gate, check_depth
 from bellmare.protocols.ollama_fields import (
+    are_plain,
     check_images,
     check_think,
     check_top_logprobs,
@@ -124,6 +125,7 @@ class ShowRequest(Part, frozen=True):
 InferenceRequest = GenerateRequest | ChatRequest | EmbedRequest | EmbeddingsRequest
 
 _R = TypeVar("_R", bound=Request)
+_G = TypeVar("_G", bound=_Generation)
 
 
 def known_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
@@ -131,45 +133,42 @@ def known_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
 
 
-class _Parser:
-    """Gate and typed decoder of one struct; the gate knows the struct's field names."""
-
-    def __init__(self, kind: type[Any]) -> None:
-        self._known = known_fields(kind)
-        self._decoder: msgspec.json.Decoder[Any] = msgspec.json.Decoder(kind)
-
-    def __call__(self, body: bytes) -> Any:
-        check_object(body, known=self._known)
-        return decode_as(body, self._decoder)
-
-
-def _checked(request: _R, **changes: Any) -> _R:
-    """What all inference requests have in common; ``changes`` are fields in their normal form."""
+def _checked(request: _R) -> _R:
+    """What all inference requests have in common, in its normal form. Absent fields cost nothing."""
     if not request.model.strip():
         raise InvalidRequest("model is required")
-    keep_alive_seconds(request.keep_alive)
-    check_depth(request.options, "options")
-    return msgspec.structs.replace(request, options=checked_options(request.options), **changes)
+    if request.keep_alive is not None:
+        keep_alive_seconds(request.keep_alive)
+    options = request.options
+    if options is None or are_plain(options):
+        return request
+    check_depth(options, "options")
+    return msgspec.structs.replace(request, options=checked_options(options))
 
 
-def _checked_generation(request: Any) -> Any:
-    check_think(request.think)
-    check_top_logprobs(request.top_logprobs)
-    check_depth(request.format, "format")
-    return _checked(request, format=checked_format(request.format))
+def _checked_generation(request: _G) -> _G:
+    if request.think is not None:
+        check_think(request.think)
+    if request.top_logprobs is not None:
+        check_top_logprobs(request.top_logprobs)
+    if request.format is not None:
+        check_depth(request.format, "format")
+        request = msgspec.structs.replace(request, format=checked_format(request.format))
+    return _checked(request)
 
 
-_parse_generate = _Parser(GenerateRequest)
-_parse_chat = _Parser(ChatRequest)
-_parse_embed = _Parser(EmbedRequest)
-_parse_embeddings = _Parser(EmbeddingsRequest)
-_parse_show = _Parser(ShowRequest)
+_parse_generate = Gate(GenerateRequest, known_fields(GenerateRequest))
+_parse_chat = Gate(ChatRequest, known_fields(ChatRequest))
+_parse_embed = Gate(EmbedRequest, known_fields(EmbedRequest))
+_parse_embeddings = Gate(EmbeddingsRequest, known_fields(EmbeddingsRequest))
+_parse_show = Gate(ShowRequest, known_fields(ShowRequest))
 
 
 def parse_generate(body: bytes) -> GenerateRequest:
     """POST /api/generate. Raises :class:`InvalidRequest`, as all parsers do."""
-    request: GenerateRequest = _checked_generation(_parse_generate(body))
-    check_images(request.images)
+    request = _checked_generation(_parse_generate(body))
+    if request.images:
+        check_images(request.images)
     if request.raw and (request.template or request.system or request.context):
         raise InvalidRequest("raw mode does not support template, system, or context")
     return request
@@ -179,8 +178,9 @@ def check_messages(messages: list[Message] | None) -> None:
     for message in messages or ():
         if message.images:
             check_images(message.images)
-        for call in message.tool_calls or ():
-            check_depth(call.function.arguments, "tool call arguments")
+        if message.tool_calls:
+            for call in message.tool_calls:
+                check_depth(call.function.arguments, "tool call arguments")
 
 
 def check_tools(tools: list[Tool] | None) -> None:
@@ -191,15 +191,16 @@ def check_tools(tools: list[Tool] | None) -> None:
 
 def parse_chat(body: bytes) -> ChatRequest:
     """POST /api/chat."""
-    request: ChatRequest = _checked_generation(_parse_chat(body))
+    request = _checked_generation(_parse_chat(body))
     check_messages(request.messages)
-    check_tools(request.tools)
+    if request.tools:
+        check_tools(request.tools)
     return request
 
 
 def parse_embed(body: bytes) -> EmbedRequest:
     """POST /api/embed."""
-    request: EmbedRequest = _parse_embed(body)
+    request = _parse_embed(body)
     given = request.input
     if isinstance(given, list):
         if len(given) > EMBED_INPUTS_MAX:
@@ -213,13 +214,12 @@ def parse_embed(body: bytes) -> EmbedRequest:
 
 def parse_embeddings(body: bytes) -> EmbeddingsRequest:
     """POST /api/embeddings, the deprecated single form."""
-    request: EmbeddingsRequest = _parse_embeddings(body)
-    return _checked(request)
+    return _checked(_parse_embeddings(body))
 
 
 def parse_show(body: bytes) -> ShowRequest:
     """POST /api/show. ``model`` comes before ``name``, as in Go's ``cmp.Or(model, name)`` (reliability.md C1)."""
-    request: ShowRequest = _parse_show(body)
+    request = _parse_show(body)
     model = request.model or request.name or ""
     if not model.strip():
         raise InvalidRequest("model is required")
@@ -229,9 +229,7 @@ def parse_show(body: bytes) -> ShowRequest:
 
 def stream_wanted(request: InferenceRequest) -> bool:
     """Generate and chat stream unless told not to; the embedding routes never do (ollama.md 1.5)."""
-    if isinstance(request, GenerateRequest | ChatRequest):
-        return request.stream is not False
-    return False
+    return isinstance(request, _Generation) and request.stream is not False
 
 
 def is_load(request: InferenceRequest) -> bool:

@@ -4,12 +4,14 @@ from typing import Any
 
 import msgspec
 
-from bellmare.protocols.ollama_fields import OLD_RELOAD_OPTIONS, RELOAD_OPTIONS
+from bellmare.protocols.ollama_fields import OLD_RELOAD_OPTIONS, RELOAD_OPTIONS, SAMPLING_OPTIONS
 from bellmare.protocols.ollama_requests import ChatRequest, GenerateRequest, InferenceRequest, ShowRequest
 
-_encoder = msgspec.json.Encoder()
+_encode = msgspec.json.Encoder().encode
 
 _OWNED = RELOAD_OPTIONS | OLD_RELOAD_OPTIONS | {"keep_alive", "shift"}
+_GENERATIONS = (GenerateRequest, ChatRequest)
+"""Those with a ``shift``."""
 _KEEP_ALIVE_FOREVER = -1
 _KEEP_ALIVE_UNLOAD = 0
 
@@ -21,25 +23,27 @@ def encode_for_worker(request: InferenceRequest, *, model: str, num_ctx: int) ->
     ``num_ctx`` is in tokens per slot and must be that of the load, or the worker reloads (ollama.md 3.4).
     """
     assert num_ctx > 0
-    options = {key: value for key, value in (request.options or {}).items() if key.casefold() not in _OWNED}
-    options["num_ctx"] = num_ctx
-    changes: dict[str, Any] = {"model": model, "keep_alive": None, "options": options}
-    if isinstance(request, GenerateRequest | ChatRequest):
-        changes["shift"] = None
-    return _encoder.encode(msgspec.structs.replace(request, **changes))
+    asked = request.options or {}
+    if not SAMPLING_OPTIONS.issuperset(asked):
+        asked = {key: value for key, value in asked.items() if key.casefold() not in _OWNED}
+    options = {**asked, "num_ctx": num_ctx}
+    if isinstance(request, _GENERATIONS) and request.shift is not None:
+        request = msgspec.structs.replace(request, shift=None)
+    return _encode(msgspec.structs.replace(request, model=model, keep_alive=None, options=options))
 
 
 def encode_show(request: ShowRequest, *, model: str) -> bytes:
     """Canonical JSON of a show request."""
-    return _encoder.encode(msgspec.structs.replace(request, model=model, name=None))
+    return _encode(msgspec.structs.replace(request, model=model, name=None))
 
 
 def requested_reload_options(request: InferenceRequest) -> tuple[str, ...]:
     """Which of the eight fields the client sent, sorted; none of them was obeyed."""
+    shift = isinstance(request, _GENERATIONS) and request.shift is not None
+    if not shift and (not request.options or RELOAD_OPTIONS.isdisjoint(request.options)):
+        return ()
     sent = RELOAD_OPTIONS.intersection(request.options or {})
-    if isinstance(request, GenerateRequest | ChatRequest) and request.shift is not None:
-        sent |= {"shift"}
-    return tuple(sorted(sent))
+    return tuple(sorted(sent | {"shift"} if shift else sent))
 
 
 def load_body(name: str, num_ctx: int, *, embedding: bool) -> tuple[str, bytes]:
@@ -51,8 +55,8 @@ def load_body(name: str, num_ctx: int, *, embedding: bool) -> tuple[str, bytes]:
     assert num_ctx > 0
     body: dict[str, Any] = {"model": name, "keep_alive": _KEEP_ALIVE_FOREVER, "options": {"num_ctx": num_ctx}}
     if embedding:
-        return "/api/embed", _encoder.encode(body)
-    return "/api/generate", _encoder.encode({**body, "stream": False})
+        return "/api/embed", _encode(body)
+    return "/api/generate", _encode({**body, "stream": False})
 
 
 def unload_body(name: str) -> tuple[str, bytes]:
@@ -61,4 +65,4 @@ def unload_body(name: str) -> tuple[str, bytes]:
     The answer comes at once, the model goes when its last request has ended: gone is what /api/ps no longer shows.
     """
     body = {"model": name, "keep_alive": _KEEP_ALIVE_UNLOAD, "stream": False}
-    return "/api/generate", _encoder.encode(body)
+    return "/api/generate", _encode(body)

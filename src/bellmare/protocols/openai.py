@@ -6,7 +6,7 @@ from typing import Any
 import msgspec
 
 from bellmare.protocols.errors import InvalidRequest
-from bellmare.protocols.jsonbody import check_depth, check_object, decode_as
+from bellmare.protocols.jsonbody import Gate, check_depth
 from bellmare.protocols.names import DEFAULT_NAMESPACE
 from bellmare.protocols.ollama_fields import check_images, check_top_logprobs
 from bellmare.protocols.ollama_requests import (
@@ -111,8 +111,26 @@ class OpenAIChat(_Received, frozen=True, kw_only=True):
         return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
-_KNOWN = known_fields(OpenAIChat)
-_decoder = msgspec.json.Decoder(OpenAIChat)
+_IGNORED = frozenset(
+    {
+        "audio",
+        "function_call",
+        "functions",
+        "logit_bias",
+        "metadata",
+        "modalities",
+        "parallel_tool_calls",
+        "prediction",
+        "prompt_cache_key",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+        "verbosity",
+    }
+)
+"""OpenAI's other fields of this route."""
+_gate = Gate(OpenAIChat, known_fields(OpenAIChat), ignored=_IGNORED)
 _arguments_decoder = msgspec.json.Decoder(dict[str, Any] | None)
 
 
@@ -140,16 +158,14 @@ def _effort(chat: OpenAIChat) -> str:
 
 def parse_chat_completion(body: bytes) -> OpenAIChat:
     """POST /v1/chat/completions. Raises :class:`InvalidRequest`; messages are looked into by :func:`to_native`."""
-    check_object(body, known=_KNOWN)
-    chat = decode_as(body, _decoder)
+    chat = _gate(body)
     if not chat.model.strip():
         raise InvalidRequest("model is required")
     if not chat.messages:
         raise InvalidRequest("[] is too short - 'messages'")
     if chat.n not in (None, 1):
         raise InvalidRequest("n must be 1: a model here gives one answer per request")
-    for name in ("max_tokens", "max_completion_tokens"):
-        limit = getattr(chat, name)
+    for name, limit in (("max_tokens", chat.max_tokens), ("max_completion_tokens", chat.max_completion_tokens)):
         if limit is not None and limit < -1:
             raise InvalidRequest(f"{name} must not be negative")
     if isinstance(chat.stop, list) and len(chat.stop) > STOPS_MAX:
@@ -161,7 +177,8 @@ def parse_chat_completion(body: bytes) -> OpenAIChat:
     _check_tool_choice(chat.tool_choice)
     _check_response_format(chat.response_format)
     check_top_logprobs(chat.top_logprobs)
-    check_tools(chat.tools)
+    if chat.tools:
+        check_tools(chat.tools)
     return chat
 
 
@@ -207,7 +224,7 @@ def _tool_call(call: OpenAIToolCall) -> ToolCall:
 
 
 def _native_message(message: OpenAIMessage, tool_names: dict[str, str]) -> Message:
-    role = _ROLES.get(message.role.strip().lower())
+    role = _ROLES.get(message.role) or _ROLES.get(message.role.strip().lower())
     if role is None:
         raise InvalidRequest(f"invalid message role: must be one of {', '.join(_ROLES)}")
     content, images = message.content, None
@@ -256,7 +273,11 @@ def _format(wanted: ResponseFormat | None) -> Any:
 def to_native(chat: OpenAIChat) -> ChatRequest:
     """The same request for /api/chat; ``stream`` is always said. Raises :class:`InvalidRequest` for bad messages."""
     tool_names = {
-        call.id: call.function.name for message in chat.messages for call in message.tool_calls or () if call.id
+        call.id: call.function.name
+        for message in chat.messages
+        if message.tool_calls
+        for call in message.tool_calls
+        if call.id
     }
     messages = [_native_message(message, tool_names) for message in chat.messages]
     check_messages([message for message in messages if message.tool_calls])

@@ -12,6 +12,7 @@ from bellmare.protocols.errors import BadAnswer, Dialect, stream_error, upstream
 
 _SYSTEM_FINGERPRINT = "fp_ollama"
 _DONE = b"data: [DONE]\n\n"
+_TEXT_END = b'},"finish_reason":null}]}\n\n'
 _UNREADABLE = "the model's worker sent an answer that could not be read"
 
 _encode = msgspec.json.Encoder().encode
@@ -47,6 +48,12 @@ class _NativeAnswer(msgspec.Struct, frozen=True):
     @property
     def failed(self) -> bool:
         return bytes(self.error) not in (b"", b"null")
+
+    @property
+    def is_text(self) -> bool:
+        """Whether there is nothing in it but ``message.content``."""
+        message = self.message
+        return not (self.done or self.error or message.thinking or message.tool_calls or self.logprobs)
 
 
 _decoder = msgspec.json.Decoder(_NativeAnswer)
@@ -103,6 +110,7 @@ class ChatStream:
             "system_fingerprint": _SYSTEM_FINGERPRINT,
         }
         self._head = b"data: " + _encode(head)[:-1]
+        self._text_head = self._head + b',"choices":[{"index":0,"delta":{"content":'
 
     def line(self, native_line: bytes) -> bytes:
         """The events for one native line, without its terminator; may be empty."""
@@ -112,6 +120,9 @@ class ChatStream:
             answer = _decoder.decode(native_line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._fail(_UNREADABLE)
+        message = answer.message
+        if self._begun and message.content and answer.is_text:  # a token like most: only its text is written anew
+            return b"".join((self._text_head, _encode(message.content), _TEXT_END))
         if answer.failed:
             return self._fail(upstream_error_text(native_line))
         events = self._deltas(answer)

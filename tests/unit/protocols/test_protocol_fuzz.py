@@ -98,3 +98,23 @@ def test_any_answer_of_a_worker(body, value):
         chat = ChatStream(completion_id="c", created_s=0, model="m", include_usage=True)
         assert chat.line(line).endswith((b"", b"\n\n"))
         assert not (chat.finished and chat.failed)
+
+
+@given(st.binary(max_size=80), st.dictionaries(st.sampled_from(["done", "error", "eval_count", "done_reason"]), values))
+def test_a_closing_line_says_the_same_read_once_or_twice(body, fields):
+    for line in (body, encodable(fields).encode(), encodable({"done": True, **fields}).encode()):
+        assert ollama.decode_closing(line) == (ollama.first_error(line), ollama.decode_final(line))
+
+
+@given(st.text(max_size=8), st.sampled_from([{}, {"logprobs": None}, {"error": None}, {"done": False}]))
+def test_a_text_is_written_alike_on_the_short_and_the_long_way(text, more):
+    line = json.dumps({"message": {"role": "assistant", "content": text}, **more}).encode()
+    chat = ChatStream(completion_id="c", created_s=0, model="m", include_usage=True)
+    chat.line(b'{"message":{"content":"first"}}')
+    frames = chat.line(line)
+    if not text:
+        assert frames == b""
+        return
+    (choice,) = json.loads(frames.removeprefix(b"data: "))["choices"]
+    assert choice == {"index": 0, "delta": {"content": text}, "finish_reason": None}
+    assert frames == chat._chunk({"content": text}, None)

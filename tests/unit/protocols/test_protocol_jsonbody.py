@@ -3,12 +3,23 @@
 import json
 import time
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bellmare.protocols.errors import InvalidRequest
-from bellmare.protocols.jsonbody import DEPTH_MAX, FIELDS_MAX, OBJECTS_MAX, check_depth, check_object
+from bellmare.protocols.jsonbody import (
+    DEPTH_MAX,
+    FIELDS_MAX,
+    OBJECTS_MAX,
+    QUICK_BYTES_MAX,
+    SIZES_MAX,
+    Gate,
+    check_depth,
+    check_object,
+    decode_as,
+)
 
 KNOWN = frozenset({"model", "keep_alive", "stream", "messages", "_debug_render_only"})
 
@@ -187,3 +198,119 @@ def test_braces_in_a_long_text_are_no_objects():
     code = "function f() { return {}; }\n" * OBJECTS_MAX
     body = json.dumps({"model": "m", "messages": [{"role": "user", "content": code}]}).encode()
     assert set(check_object(body, known=KNOWN)) == {"model", "messages"}
+
+
+class Asked(msgspec.Struct):
+    """What the gate of these tests decodes."""
+
+    model: str = ""
+    stream: bool | None = None
+    messages: object = None
+    keep_alive: object = None
+    debug_render_only: object = msgspec.field(name="_debug_render_only", default=None)
+
+
+GATE = Gate(Asked, KNOWN)
+ASKED = msgspec.json.Decoder(Asked)
+SEPARATORS = {"compact": (",", ":"), "python": (", ", ": "), "blanks": (" ,\t", " :\r\n")}
+
+
+def verdict(parse) -> tuple[object, ...]:
+    try:
+        return ("passed", parse())
+    except InvalidRequest as refused:
+        return (refused.status, refused.message)
+
+
+def the_long_way(body: bytes) -> Asked:
+    check_object(body, known=KNOWN)
+    return decode_as(body, ASKED)
+
+
+@pytest.mark.parametrize("separators", SEPARATORS)
+@pytest.mark.parametrize("ascii_only", [True, False])
+def test_what_clients_usually_send_takes_the_short_way(separators, ascii_only):
+    whole = {"model": "m:1", "messages": [{"role": "user", "content": 'h\u00e9: "x", {}'}], "stream": False}
+    for fields in ({}, {"model": "m"}, whole, dict(reversed(whole.items()))):
+        body = json.dumps(fields, separators=SEPARATORS[separators], ensure_ascii=ascii_only).encode()
+        assert GATE.usual(body)
+        assert GATE(body) == the_long_way(body)
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"model":"a","model":"b"}',
+        b'{"model":"a", "model":"b"}',
+        b'{"model": "a", "messages": 1, "stream": true,"stream":1}',  # as long as if each colon had a blank
+        b'{"stream":1,"stream" : 1}\n',
+        b'{"model":"a","mod\\u0065l":"b"}',
+        b'{"mod\\u0065l":"a"}',
+        b'{"model":"a","x":1}',
+        b'{"model":"a","Model":"b"}',
+        b'{"model":"\xff"}',
+        b'{"messages":[{"a":"\xff"}]}',
+        b"[]",
+        b"null",
+        b"",
+        b'{"model":"a"}x',
+        b'{"model":"' + b"a" * QUICK_BYTES_MAX + b'"}',
+    ],
+)
+def test_the_short_way_leaves_all_else_to_the_long_one(body):
+    assert not GATE.usual(body)
+    assert verdict(lambda: GATE(body)) == verdict(lambda: the_long_way(body))
+
+
+@pytest.mark.parametrize(
+    ("body", "usual"),
+    [
+        (b'{"model":"a","user":{"k":[1,1]}}', True),
+        (b'{"user": 1, "model": "a"}', True),
+        (b'{"model":"a","user":1,"user":1}', False),
+        (b'{"model":"a","user":1,"User":1}', False),
+        (b'{"model":"a","User":1}', False),
+        (b'{"model":"a","user":"\\ud800","user2":1}', False),
+    ],
+)
+def test_an_ignored_field_may_stand_beside_the_others_once(body, usual):
+    gate = Gate(Asked, KNOWN, ignored=frozenset({"user"}))
+    assert gate.usual(body) is usual
+    assert verdict(lambda: gate(body)) == verdict(lambda: the_long_way(body))
+
+
+def test_no_mass_fits_through_the_short_way():
+    assert min(SIZES_MAX.values()) >= QUICK_BYTES_MAX  # of one field
+    assert len(b"{}," * OBJECTS_MAX) > QUICK_BYTES_MAX
+
+
+members = st.tuples(
+    st.sampled_from(sorted(KNOWN)) | keys,
+    json_values,
+    st.sampled_from(sorted(SEPARATORS)),
+    st.integers(0, 9).map(lambda number: number == 0),
+)
+damages = st.tuples(st.integers(0, 400), st.sampled_from([b"", *(bytes([byte]) for byte in b'{}[]",: \\\xff0a')]))
+
+
+@pytest.mark.slow
+@given(
+    st.lists(members, max_size=7) | st.lists(members, max_size=7, unique_by=lambda member: member[0]),
+    st.sampled_from([*sorted(SEPARATORS), "mixed"]),
+    st.none() | st.none() | damages,
+)
+def test_the_short_way_accepts_nothing_that_the_long_way_refuses(pairs, style, damage):
+    texts = []
+    for key, value, own, escaped in pairs:
+        separators = SEPARATORS[own if style == "mixed" else style]
+        name = _with_all_escaped(key) if escaped and max(map(ord, key), default=0) < 1 << 16 else json.dumps(key)
+        texts.append(name + separators[1] + json.dumps(value, separators=separators, ensure_ascii=escaped))
+        texts.append(separators[0])
+    body = ("{" + "".join(texts[:-1]) + "}").encode()
+    if damage is not None:
+        place = damage[0] % len(body)
+        body = body[:place] + damage[1] + body[place + 1 :]
+    if GATE.usual(body):
+        check_object(body, known=KNOWN)
+        assert set(json.loads(body)) <= KNOWN
+    assert verdict(lambda: GATE(body)) == verdict(lambda: the_long_way(body))

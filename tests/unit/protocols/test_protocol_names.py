@@ -4,8 +4,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bellmare.protocols import names
 from bellmare.protocols.errors import InvalidRequest
-from bellmare.protocols.names import KNOWN_NAMES_MAX, canonical_name, close_names, display_name, is_cloud_name
+from bellmare.protocols.names import (
+    KNOWN_NAMES_MAX,
+    canonical_name,
+    close_names,
+    display_name,
+    is_cloud_name,
+    named,
+)
 
 
 @pytest.mark.parametrize(
@@ -179,3 +187,34 @@ def test_names_past_the_bound_are_not_looked_at():
     others = [f"other{index}:1b" for index in range(KNOWN_NAMES_MAX)]
     assert close_names("llama3", [*others[1:], "llama3.1:8b"]) == ["llama3.1:8b"]
     assert close_names("llama3", [*others, "llama3.1:8b"]) == []
+
+
+@pytest.mark.parametrize("text", ["m", " M:8B ", "https://host/space/m:t", "Library/x", "hf.co/a/b:Q4"])
+def test_a_name_means_the_same_however_often_it_is_asked_for(text):
+    for _ in range(2):
+        meant = named(text)
+        assert meant.canonical == canonical_name(text)
+        assert meant.spelling == (canonical_name(text) if "://" in text else text)
+        assert not meant.cloud
+
+
+@pytest.mark.parametrize("text", ["m:cloud", "m:8b-cloud", "m:8b:cloud"])
+def test_a_cloud_name_is_one_every_time(text):
+    assert named(text).cloud and named(text).cloud
+
+
+@pytest.mark.parametrize("text", ["", "a//b", "m:", "\u212a"])
+def test_an_invalid_name_is_refused_every_time(text):
+    for _ in range(2):
+        with pytest.raises(InvalidRequest):
+            named(text)
+
+
+def test_what_is_remembered_of_names_is_bounded():
+    for number in range(names._REMEMBERED_MAX + 50):
+        assert named(f"m{number}").canonical == f"m{number}:latest"
+    blanks = "m" + " " * 10_000
+    assert named(blanks).canonical == "m:latest"
+    assert len(names._remembered) == names._REMEMBERED_MAX
+    assert "m0" not in names._remembered
+    assert blanks not in names._remembered
