@@ -28,6 +28,8 @@ from bellmare.runtime.fleet import WorkerFleet
 BODY_BYTES_MAX = 64 << 20
 SMALL_BODY_BYTES_MAX = 64 << 10
 CORE_IDS_MAX = 10_000
+SERVED_METHODS = ("GET", "HEAD", "POST")
+"""What ``OPTIONS *`` is told: of the server as a whole nothing else can be asked."""
 _PUBLIC_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
@@ -95,12 +97,12 @@ class Gateway:
             self.accounts.refused_early(403)
             return Refusal(status=403, close=True)
         route = self._route(request.path)
-        if route is None:
+        if route is None and request.target != "*":
             self.accounts.refused_early(404)
             return replies.http_refusal(404, f"nothing is served at {request.path}", request.path)
-        if request.method not in route.methods:
+        if route is None or request.method not in route.methods:
             self.accounts.refused_early(405)
-            allowed = ", ".join(route.methods)
+            allowed = ", ".join(route.methods if route is not None else SERVED_METHODS)
             text = f"{request.method} is not allowed at {request.path}, only {allowed}"
             refusal = replies.http_refusal(405, text, request.path)
             return msgspec.structs.replace(refusal, headers=(*refusal.headers, (b"allow", allowed.encode())))

@@ -148,6 +148,10 @@ class Connection(asyncio.Protocol):
         self._bytes_out += len(data)
         self._transport.write(data)
 
+    def date_line(self) -> bytes:
+        """The header line that says what time it is."""
+        return self._server.date_line
+
     def stays_open(self) -> bool:
         """Whether another request may follow this one."""
         if self._server.closing:
@@ -214,7 +218,8 @@ class Connection(asyncio.Protocol):
                 else:
                     break
         except Malformed as verdict:
-            self._refuse_malformed(verdict)
+            method = self._request.method if self.phase is _BODY else "HEAD" if data.startswith(b"HEAD ") else ""
+            self._refuse_malformed(verdict, head_only=method == "HEAD")
         finally:
             self._consuming = False
         if self.phase is _LINGERING or self.phase is _CLOSING:
@@ -341,7 +346,8 @@ class Connection(asyncio.Protocol):
         if self._body_checked_bytes:
             wanted = limits.body_rate_min_bytes_per_s * limits.body_rate_window_s
         if now >= self._body_deadline or fresh < wanted:
-            self._refuse_malformed(Malformed(408, "request body took too long", self._request.target))
+            verdict = Malformed(408, "request body took too long", self._request.target)
+            self._refuse_malformed(verdict, head_only=self._request.method == "HEAD")
             return
         self._body_checked_bytes = self._body_bytes
         self.deadline = min(self._body_deadline, now + limits.body_rate_window_s)
@@ -367,9 +373,9 @@ class Connection(asyncio.Protocol):
                 self.keep_alive = False
                 exchange.respond(refusal.status, refusal.headers, refusal.body)
 
-    def _refuse_malformed(self, verdict: Malformed) -> None:
+    def _refuse_malformed(self, verdict: Malformed, *, head_only: bool = False) -> None:
         refusal = self._server.app.on_bad_request(verdict.status, verdict.reason, verdict.target)
-        self._answer_early(refusal, head_only=False)
+        self._answer_early(refusal, head_only=head_only)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer ``on_head``'s refusal: in turn if the connection can go on, else early."""
@@ -385,7 +391,7 @@ class Connection(asyncio.Protocol):
         """Answer, say that no more is read, and discard what still comes until the client has seen it."""
         self._server.note_busy(self)
         self.keep_alive = False
-        framing = b"content-length: %d\r\nconnection: close\r\n" % len(refusal.body)
+        framing = b"content-length: %d\r\n%bconnection: close\r\n" % (len(refusal.body), self._server.date_line)
         self.write(render_head(refusal.status, refusal.headers, framing) + (b"" if head_only else refusal.body))
         self.phase = _LINGERING
         self.deadline = self._server.now() + self._server.limits.linger_timeout_s

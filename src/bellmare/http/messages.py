@@ -35,7 +35,8 @@ class Request:
     def __init__(self, method: str, target: str, *, headers: list[tuple[bytes, bytes]], peer: str) -> None:
         self.method = method
         self.target = target
-        """Exactly as sent; printable ASCII, begins with ``/`` (or is ``*`` with OPTIONS)."""
+        """As sent, of an absolute form the part behind the host; printable ASCII, begins with ``/`` (or is ``*`` with
+        OPTIONS)."""
         self.path, _, self.query = target.partition("?")
         self.headers = headers
         self.body = b""

@@ -1,6 +1,7 @@
 """Listens and keeps the connections: admission at the limit, one sweep for all deadlines, and an orderly end."""
 
 import asyncio
+import email.utils
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
@@ -27,6 +28,9 @@ class Server:
         self.closing = False
         """No new connections; answers carry ``connection: close``."""
         self.port = 0
+        self.date_line = b""
+        """A response's Date (RFC 9110 6.6.1), as old as the last sweep."""
+        self._tell_date()
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         self._connections: set[Connection] = set()
@@ -133,10 +137,14 @@ class Server:
 
     def _sweep(self) -> None:
         self._sweeper = self._loop.call_later(self.limits.sweep_interval_s, self._sweep)
+        self._tell_date()
         now = self._loop.time()
         for connection in tuple(self._connections):
             if connection.deadline <= now:
                 connection.on_deadline(now)
+
+    def _tell_date(self) -> None:
+        self.date_line = b"date: %b\r\n" % email.utils.formatdate(usegmt=True).encode()
 
     async def _wait_until_empty(self, timeout_s: float) -> None:
         try:
