@@ -20,7 +20,11 @@ _HEADERS = rb"(?:" + _TOKEN + rb":[\t -~\x80-\xff]*\r\n)*"
 _METHOD = rb"[A-Z][A-Z-]{0,31}"
 _HEAD = re.compile(rb"(" + _METHOD + rb") (/[!\"$-~]*|\*) HTTP/1\.([01])\r\n" + _HEADERS + rb"\r\n")
 _ABSOLUTE = re.compile(
-    rb"(" + _METHOD + rb") ([Hh][Tt][Tt][Pp]://([^/?#\s]*)((?:[/?][!\"$-~]*)?)) HTTP/1\.([01])\r\n" + _HEADERS + rb"\r\n"
+    rb"("
+    + _METHOD
+    + rb") ([Hh][Tt][Tt][Pp]://([^/?#\s]*)((?:[/?][!\"$-~]*)?)) HTTP/1\.([01])\r\n"
+    + _HEADERS
+    + rb"\r\n"
 )
 """The form that clients use towards proxies; every server must take it (RFC 9112 3.2.2)."""
 _REQUEST_LINE = re.compile(rb"(" + _METHOD + rb") (\S*) HTTP/([0-9]\.[0-9])\r\n")
