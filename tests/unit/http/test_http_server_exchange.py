@@ -1,5 +1,8 @@
 """Answers: framing, keep-alive, HTTP/1.0, HEAD, pipelining, and that an exchange ends exactly once."""
 
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
 import pytest
 from http_peers import App, Listener, RawClient, happens
 
