@@ -59,6 +59,7 @@ class Connection(asyncio.Protocol):
         "_stall_mark",
         "_transport",
         "deadline",
+        "held_bytes",
         "keep_alive",
         "peer",
         "phase",
@@ -77,6 +78,8 @@ class Connection(asyncio.Protocol):
         self.peer = ""
         self.keep_alive = True
         self.write_paused = False
+        self.held_bytes = 0
+        """What its request counts in the server's sum of bodies; the server's to change."""
         self._reading_paused = False
         self._buffer = b""
         """A begun head, or bytes of later requests while one is answered."""
@@ -105,6 +108,8 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = _CLOSING
         self._server.forget(self)
+        if self.held_bytes:
+            self._server.let_go(self)
         self._lose_exchange()
 
     def eof_received(self) -> None:
@@ -161,6 +166,8 @@ class Connection(asyncio.Protocol):
     def exchange_ended(self) -> None:
         """The answer is written: wait for the next request, or close."""
         self._exchange = None
+        if self.held_bytes:
+            self._server.let_go(self)
         if not self.stays_open():
             self._close()
             return
@@ -175,6 +182,11 @@ class Connection(asyncio.Protocol):
         self._lose_exchange()
 
     # What the server calls
+
+    def refuse_for_room(self) -> None:
+        """All bodies together are too large, and this one, still coming, is the largest."""
+        verdict = Malformed(503, "too many large requests at once", self._request.target)
+        self._refuse_malformed(verdict, head_only=self._request.method == "HEAD")
 
     def close_if_idle(self) -> bool:
         """Close if no request has begun; returns whether it did."""
@@ -299,6 +311,8 @@ class Connection(asyncio.Protocol):
         if length > body_bytes_max:
             raise Malformed(413, "request body too large", self._request.target)
         if 0 < length <= len(data):
+            if length > self._server.limits.body_small_bytes and not self._server.hold(self, length):
+                raise Malformed(503, "too many large requests at once", self._request.target)
             self._request.body = data[:length]
             self._dispatch()
             return data[length:]
@@ -316,6 +330,8 @@ class Connection(asyncio.Protocol):
     def _read_body(self, data: bytes) -> bytes:
         """Take body bytes; the bytes behind its end, empty while it goes on."""
         self._body_bytes += len(data)
+        if self._body_bytes > self._server.limits.body_small_bytes and not self._server.receive(self, self._body_bytes):
+            return b""
         body = self._body
         if isinstance(body, ChunkedBody):
             try:
@@ -358,6 +374,8 @@ class Connection(asyncio.Protocol):
         """Hand the complete request to the application."""
         server = self._server
         self.phase = _ANSWERING
+        if self.held_bytes:
+            server.received(self)
         self.deadline = inf
         self._exchange = exchange = Exchange(self, self._request, minor=self._head.minor)
         # A connection that idles afterwards must not keep a body of megabytes.
@@ -397,6 +415,8 @@ class Connection(asyncio.Protocol):
         self.deadline = self._server.now() + self._server.limits.linger_timeout_s
         self._buffer = b""
         self._body = []
+        if self.held_bytes:
+            self._server.let_go(self)
         if self._transport.is_closing():
             return
         if self._reading_paused:

@@ -106,6 +106,11 @@ class Limits(msgspec.Struct, frozen=True):
     """A body may have so many chunks of any size, and from there on one for each ``chunk_bytes_average_min`` bytes:
     a million one-byte chunks stall everyone else (measured: 157 ms to 5.8 s, reliability reference, rule 7)."""
     chunk_bytes_average_min: int = 64
+    bodies_bytes_max: int = 512 * KIB * KIB
+    """Bytes of all requests under way together, from their first byte to the end of their answer: while a request waits
+    for a model its body is kept for a second try. Above it the largest body that is still coming gets 503."""
+    body_small_bytes: int = 64 * KIB
+    """Bodies up to here do not count in that sum: their number is bounded by ``connections_max``."""
     sweep_interval_s: float = 0.5
     """How often deadlines are looked at, so how late a timeout may be. One timer per server, none per request."""
 

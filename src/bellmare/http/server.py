@@ -36,6 +36,10 @@ class Server:
         self._connections: set[Connection] = set()
         self._idle: OrderedDict[Connection, None] = OrderedDict()
         """Connections without a request, idle longest first."""
+        self.held_bytes = 0
+        """Of all large bodies of requests under way."""
+        self._receiving: set[Connection] = set()
+        """Connections with a large body that is still coming."""
         self._listener: asyncio.Server | None = None
         self._empty = asyncio.Event()
         self._empty.set()
@@ -122,6 +126,36 @@ class Server:
     def note_busy(self, connection: Connection) -> None:
         """A request has begun on it, or it is closing."""
         self._idle.pop(connection, None)
+
+    def hold(self, connection: Connection, size: int) -> bool:
+        """Count a body that came all at once; False if there is no room for it."""
+        if self.held_bytes + size > self.limits.bodies_bytes_max:
+            return False
+        self.held_bytes += size
+        connection.held_bytes = size
+        return True
+
+    def receive(self, connection: Connection, size: int) -> bool:
+        """A body has grown to ``size`` bytes; False if it was refused for it.
+
+        Who makes room is the largest body that is still coming: small ones and those that wait for their answer stay.
+        """
+        self.held_bytes += size - connection.held_bytes
+        connection.held_bytes = size
+        self._receiving.add(connection)
+        while self.held_bytes > self.limits.bodies_bytes_max and self._receiving:
+            max(self._receiving, key=lambda one: one.held_bytes).refuse_for_room()
+        return connection.held_bytes > 0
+
+    def received(self, connection: Connection) -> None:
+        """The body is complete; it counts until it is let go."""
+        self._receiving.discard(connection)
+
+    def let_go(self, connection: Connection) -> None:
+        """Its request has ended."""
+        self._receiving.discard(connection)
+        self.held_bytes -= connection.held_bytes
+        connection.held_bytes = 0
 
     def report(self, message: str, error: Exception) -> None:
         """Hand an error of the application's to the loop's exception handler."""
