@@ -267,6 +267,7 @@ class Service:
             if self.memory is not None:
                 steps.push_async_callback(self._end, "memory", self.memory.write)
             steps.callback(self.driver.close)
+            steps.callback(self.gateway.close)
             if self._admin is not None:
                 steps.push_async_callback(self._end, "admin", self._admin.close)
             if self._server is not None:
