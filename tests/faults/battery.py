@@ -1,4 +1,4 @@
-"""tidy: one table of raw requests, by the faults of the catalogue's part B that they try, with what a strict server may do.
+"""tidy: one table of raw requests, by the faults of part B of the catalogue that they try, with what is a right answer.
 
 Sources: RFC 9110 and 9112, and the published lists of request smuggling and of malformed requests.
 """

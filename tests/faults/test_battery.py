@@ -1,4 +1,4 @@
-"""B14 to B29: whatever bytes a client sends, each request gets one answer, and no worker reads a byte that is not ours."""
+"""B14 to B29: whatever a client sends, each request gets one answer, and no worker reads a byte that is not ours."""
 
 from __future__ import annotations
 
