@@ -137,10 +137,10 @@ class Gateway:
 
     def _infer(self, parse: Callable[[bytes], Errand], body_bytes_max: int) -> Route:
         def answer(exchange: Exchange) -> None:
-            body = exchange.request.body
-            if len(body) <= INLINE_BYTES_MAX:
+            request = exchange.request
+            if request.body_bytes <= INLINE_BYTES_MAX:
                 try:
-                    errand = parse(body)
+                    errand = parse(request.body)
                 except InvalidRequest as error:
                     self._refuse(exchange, error.status, error.message)
                     return

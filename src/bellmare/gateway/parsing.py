@@ -64,8 +64,8 @@ class LargeBodies:
         if self._thread is None:
             self._thread = ThreadPoolExecutor(1, thread_name_prefix="bellmare-parse")
         job = _Job()
-        body, exchange.request.body = exchange.request.body, b""
-        job.future = asyncio.get_running_loop().run_in_executor(self._thread, parse, body)
+        parts = exchange.request.take_parts()
+        job.future = asyncio.get_running_loop().run_in_executor(self._thread, _join_and_parse, parse, parts)
         self._jobs[exchange] = job
         exchange.listener = job
         job.future.add_done_callback(partial(self._done, exchange, parsed))
@@ -91,3 +91,9 @@ class LargeBodies:
             return
         error = future.exception()
         parsed(exchange, future.result() if error is None else error)
+
+
+def _join_and_parse(parse: Parse, parts: list[bytes]) -> Errand:
+    body = b"".join(parts)
+    parts.clear()
+    return parse(body)

@@ -313,7 +313,8 @@ class Connection(asyncio.Protocol):
         if 0 < length <= len(data):
             if length > self._server.limits.body_small_bytes and not self._server.hold(self, length):
                 raise Malformed(503, "too many large requests at once", self._request.target)
-            self._request.body = data[:length]
+            self._request.body_parts = [data[:length]]
+            self._request.body_bytes = length
             self._dispatch()
             return data[length:]
         if head.continues and not data:
@@ -349,7 +350,8 @@ class Connection(asyncio.Protocol):
             if surplus < 0:
                 return b""
             parts = body
-        self._request.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._request.body_parts = parts
+        self._request.body_bytes = body.size if isinstance(body, ChunkedBody) else self._head.length
         self._body = []
         self._dispatch()
         return rest

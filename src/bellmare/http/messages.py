@@ -30,7 +30,7 @@ def find_header(headers: Headers, name: bytes) -> bytes | None:
 class Request:
     """One request of a client. ``body`` is complete once ``on_request`` is called and empty in ``on_head``."""
 
-    __slots__ = ("body", "headers", "method", "path", "peer", "query", "target")
+    __slots__ = ("body_bytes", "body_parts", "headers", "method", "path", "peer", "query", "target")
 
     def __init__(self, method: str, target: str, *, headers: list[tuple[bytes, bytes]], peer: str) -> None:
         self.method = method
@@ -39,16 +39,33 @@ class Request:
         OPTIONS)."""
         self.path, _, self.query = target.partition("?")
         self.headers = headers
-        self.body = b""
+        self.body_parts: list[bytes] = []
+        """The body as it came. Joining 64 MiB takes 35 ms, which may be spent elsewhere: see ``take_parts``."""
+        self.body_bytes = 0
         self.peer = peer
         """The client's address without its port; empty if the socket has none."""
+
+    @property
+    def body(self) -> bytes:
+        """All of it, joined."""
+        parts = self.body_parts
+        if not parts:
+            return b""
+        if len(parts) > 1:
+            parts[:] = (b"".join(parts),)
+        return parts[0]
+
+    def take_parts(self) -> list[bytes]:
+        """The body's parts, which the request then has no longer."""
+        parts, self.body_parts = self.body_parts, []
+        return parts
 
     def header(self, name: bytes) -> bytes | None:
         """Value of the first header called ``name`` (lower-case), or None."""
         return find_header(self.headers, name)
 
     def __repr__(self) -> str:
-        return f"<Request {self.method} {self.target} {len(self.body)} B from {self.peer}>"
+        return f"<Request {self.method} {self.target} {self.body_bytes} B from {self.peer}>"
 
 
 class Response(msgspec.Struct, frozen=True):
