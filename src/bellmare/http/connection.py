@@ -103,7 +103,10 @@ class Connection(asyncio.Protocol):
         self.peer = peer[0] if isinstance(peer, tuple) else ""
         self.deadline = self._server.now() + limits.head_timeout_s
         if not self._server.admit(self):
-            self._refuse_malformed(Malformed(503, "too many connections"))
+            if self._server.overcrowded:
+                self.cut()
+            else:
+                self._refuse_malformed(Malformed(503, "too many connections"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = _CLOSING

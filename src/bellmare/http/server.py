@@ -15,6 +15,8 @@ __all__ = ["Application", "Exchange", "ExchangeListener", "Limits", "Refusal", "
 
 _BACKLOG = 4096
 """asyncio's 100 stretched 9,500 connects from 9.9 s to 34.7 s through SYN retries (reliability reference 3)."""
+_REFUSED_SHARE = 16
+"""So small a part of ``connections_max`` may linger beyond it with a 503; who comes then is cut without a word."""
 _LAST_WORDS_S = 1.0
 """For what ``on_cut`` wrote to leave; a client that does not read even that is cut."""
 
@@ -51,6 +53,12 @@ class Server:
     def connections(self) -> int:
         """Open connections, idle ones included."""
         return len(self._connections)
+
+    @property
+    def overcrowded(self) -> bool:
+        """More are being told that there is no room than may linger for it: each has a descriptor."""
+        most = self.limits.connections_max
+        return len(self._connections) > most + most // _REFUSED_SHARE + 1
 
     async def open(self, host: str, port: int, sock: socket.socket | None) -> None:
         """Take the address, or ``sock`` if there is one; nobody is accepted yet."""
