@@ -12,6 +12,7 @@ from fastapi import FastAPI
 from bellmare import __version__
 from bellmare.admin.app import LOOPBACK_HOSTS, Front, admin_app
 from bellmare.admin.listener import AdminListener, listen_admin
+from bellmare.cli.descriptors import connections_max, raise_limit
 from bellmare.cli.own_workers import start_own_worker
 from bellmare.core.decisions import Load, Unload
 from bellmare.core.engine import Engine
@@ -22,6 +23,7 @@ from bellmare.gateway.app import Gateway
 from bellmare.gateway.conversation import GatewayTimeouts
 from bellmare.gateway.guard import Guard
 from bellmare.http.client import Upstream
+from bellmare.http.messages import DEFAULT_LIMITS, Limits
 from bellmare.http.server import Server, bind
 from bellmare.observability.logs import Logs, OperationFields
 from bellmare.observability.metrics import Metrics
@@ -160,7 +162,9 @@ class Service:
         """
         settings = self.settings
         with _binding(settings.listen):
-            self._server = await bind(self.gateway, settings.listen.host, settings.listen.port)
+            self._server = await bind(
+                self.gateway, settings.listen.host, settings.listen.port, limits=self._http_limits()
+            )
         if settings.admin is not None:
             with _binding(settings.admin):
                 self._admin = await listen_admin(
@@ -176,6 +180,12 @@ class Service:
             await self._server.accept()
         self._unready = ""
         self.logs.info("listening", gateway=f"{settings.listen.host}:{self.port}", admin_port=self.admin_port)
+
+    def _http_limits(self) -> Limits:
+        most = connections_max(raise_limit(), len(self.settings.workers))
+        if most < DEFAULT_LIMITS.connections_max:
+            self.logs.warning("few file descriptors: fewer clients at once; raise `ulimit -n`", connections=most)
+        return Limits(connections_max=most, bodies_bytes_max=self.settings.limits.bodies_bytes)
 
     def _admin_app(self, address: Address) -> FastAPI:
         hosts = [*LOOPBACK_HOSTS, address.host]
@@ -267,6 +277,7 @@ class Service:
             if self.memory is not None:
                 steps.push_async_callback(self._end, "memory", self.memory.write)
             steps.callback(self.driver.close)
+            steps.callback(self.gateway.close)
             if self._admin is not None:
                 steps.push_async_callback(self._end, "admin", self._admin.close)
             if self._server is not None:

@@ -12,10 +12,12 @@ from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import errands, replies
 from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.catalogue import Catalogue
-from bellmare.gateway.conversation import Conversation, GatewayTimeouts
+from bellmare.gateway.conversation import SHUTTING_DOWN, Conversation, GatewayTimeouts
 from bellmare.gateway.errands import Errand
+from bellmare.gateway.faults import STATUS_LEFT
 from bellmare.gateway.guard import LOOPBACK_GUARD, Guard
 from bellmare.gateway.hinting import Hinting, next_models
+from bellmare.gateway.parsing import INLINE_BYTES_MAX, LargeBodies
 from bellmare.gateway.tenants import Tenants, priority_of
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
@@ -28,6 +30,9 @@ from bellmare.runtime.fleet import WorkerFleet
 BODY_BYTES_MAX = 64 << 20
 SMALL_BODY_BYTES_MAX = 64 << 10
 CORE_IDS_MAX = 10_000
+BUSY_PARSING = "too many large requests at once"
+SERVED_METHODS = ("GET", "HEAD", "POST")
+"""What ``OPTIONS *`` is told: of the server as a whole nothing else can be asked."""
 _PUBLIC_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
 
 
@@ -67,6 +72,7 @@ class Gateway:
         self._open: dict[RequestId, Conversation] = {}
         self._core_ids: dict[str, RequestId] = {}
         """For requests that brought their own id, what the core calls them; the newest ``CORE_IDS_MAX``."""
+        self.large_bodies = LargeBodies(lambda: accounts.refused_early(STATUS_LEFT))
         self._routes = self._table(body_bytes_max)
 
     def _table(self, body: int) -> dict[str, Route]:
@@ -95,12 +101,12 @@ class Gateway:
             self.accounts.refused_early(403)
             return Refusal(status=403, close=True)
         route = self._route(request.path)
-        if route is None:
+        if route is None and request.target != "*":
             self.accounts.refused_early(404)
             return replies.http_refusal(404, f"nothing is served at {request.path}", request.path)
-        if request.method not in route.methods:
+        if route is None or request.method not in route.methods:
             self.accounts.refused_early(405)
-            allowed = ", ".join(route.methods)
+            allowed = ", ".join(route.methods if route is not None else SERVED_METHODS)
             text = f"{request.method} is not allowed at {request.path}, only {allowed}"
             refusal = replies.http_refusal(405, text, request.path)
             return msgspec.structs.replace(refusal, headers=(*refusal.headers, (b"allow", allowed.encode())))
@@ -115,7 +121,11 @@ class Gateway:
 
     def on_bad_request(self, status: int, reason: str, target: str) -> Refusal:
         self.accounts.refused_early(status)
-        return replies.http_refusal(status, reason, target, close=True)
+        refusal = replies.http_refusal(status, reason, target, close=True)
+        if status == 503:
+            headers = (*refusal.headers, *replies.retry_headers(SECOND_US))
+            refusal = msgspec.structs.replace(refusal, headers=headers)
+        return refusal
 
     def _route(self, path: str) -> Route | None:
         route = self._routes.get(path)
@@ -128,24 +138,58 @@ class Gateway:
     def _infer(self, parse: Callable[[bytes], Errand], body_bytes_max: int) -> Route:
         def answer(exchange: Exchange) -> None:
             request = exchange.request
-            try:
-                errand = parse(request.body)
-                priority = priority_of(request)
-                models = next_models(request)
-            except InvalidRequest as error:
-                self.accounts.refused_early(error.status)
-                dialect = replies.dialect_of(request.path)
-                exchange.respond(error.status, [replies.JSON], render_error(dialect, error.status, error.message))
-                return
-            if errand.released:
-                self._release(exchange, errand)
-                return
-            conversation = self._converse(exchange, errand, priority)
-            if not conversation.ended:  # who was refused will hardly go on with the next
-                # At its arrival, not at its dispatch: its own wait is time in which the next model can be loaded.
-                self.hinting.announce(models, self.tenants.of(request))
+            if request.body_bytes <= INLINE_BYTES_MAX:
+                try:
+                    errand = parse(request.body)
+                except InvalidRequest as error:
+                    self._refuse(exchange, error.status, error.message)
+                    return
+                self._take_up(exchange, errand)
+            elif not self.large_bodies.parse(exchange, parse, self._parsed):
+                self._refuse(exchange, 503, BUSY_PARSING, headers=replies.retry_headers(SECOND_US))
 
         return Route(("POST",), answer, body_bytes_max, inference=True)
+
+    def _parsed(self, exchange: Exchange, result: Errand | BaseException) -> None:
+        """A large body has been parsed."""
+        if isinstance(result, Errand):
+            try:
+                self._take_up(exchange, result)
+                return
+            except Exception as error:  # noqa: BLE001 - what the server does around smaller requests
+                result = error
+        if isinstance(result, InvalidRequest):
+            self._refuse(exchange, result.status, result.message)
+            return
+        self.report("a large request could not be taken up", result)
+        if exchange.started:
+            exchange.abort()
+        else:
+            self._refuse(exchange, 500, "internal error")
+
+    def _take_up(self, exchange: Exchange, errand: Errand) -> None:
+        request = exchange.request
+        try:
+            priority = priority_of(request)
+            models = next_models(request)
+        except InvalidRequest as error:
+            self._refuse(exchange, error.status, error.message)
+            return
+        if errand.released:
+            self._release(exchange, errand)
+            return
+        conversation = self._converse(exchange, errand, priority)
+        if not conversation.ended:  # who was refused will hardly go on with the next
+            # At its arrival, not at its dispatch: its own wait is time in which the next model can be loaded.
+            self.hinting.announce(models, self.tenants.of(request))
+
+    def _refuse(
+        self, exchange: Exchange, status: int, message: str, *, headers: replies.Headers | tuple[()] = ()
+    ) -> None:
+        """Answer a request that does not become one."""
+        self.accounts.refused_early(status)
+        dialect = replies.dialect_of(exchange.request.path)
+        exchange.respond(status, [replies.JSON, *headers], render_error(dialect, status, message))
 
     def _converse(self, exchange: Exchange, errand: Errand, priority: Priority) -> Conversation:
         self._count += 1
@@ -201,5 +245,11 @@ class Gateway:
 
     def end_all(self) -> None:
         """The grace of a shutdown is over: every request under way gets its error, none is cut in silence."""
+        for exchange in self.large_bodies.shut():
+            self._refuse(exchange, 503, SHUTTING_DOWN, headers=replies.retry_headers(SECOND_US))
         for conversation in list(self._open.values()):
             conversation.shut()
+
+    def close(self) -> None:
+        """Nobody is served any more."""
+        self.large_bodies.shut()

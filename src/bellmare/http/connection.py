@@ -59,6 +59,7 @@ class Connection(asyncio.Protocol):
         "_stall_mark",
         "_transport",
         "deadline",
+        "held_bytes",
         "keep_alive",
         "peer",
         "phase",
@@ -77,6 +78,8 @@ class Connection(asyncio.Protocol):
         self.peer = ""
         self.keep_alive = True
         self.write_paused = False
+        self.held_bytes = 0
+        """What its request counts in the server's sum of bodies; the server's to change."""
         self._reading_paused = False
         self._buffer = b""
         """A begun head, or bytes of later requests while one is answered."""
@@ -100,11 +103,16 @@ class Connection(asyncio.Protocol):
         self.peer = peer[0] if isinstance(peer, tuple) else ""
         self.deadline = self._server.now() + limits.head_timeout_s
         if not self._server.admit(self):
-            self._refuse_malformed(Malformed(503, "too many connections"))
+            if self._server.overcrowded:
+                self.cut()
+            else:
+                self._refuse_malformed(Malformed(503, "too many connections"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = _CLOSING
         self._server.forget(self)
+        if self.held_bytes:
+            self._server.let_go(self)
         self._lose_exchange()
 
     def eof_received(self) -> None:
@@ -148,6 +156,10 @@ class Connection(asyncio.Protocol):
         self._bytes_out += len(data)
         self._transport.write(data)
 
+    def date_line(self) -> bytes:
+        """The header line that says what time it is."""
+        return self._server.date_line
+
     def stays_open(self) -> bool:
         """Whether another request may follow this one."""
         if self._server.closing:
@@ -157,6 +169,8 @@ class Connection(asyncio.Protocol):
     def exchange_ended(self) -> None:
         """The answer is written: wait for the next request, or close."""
         self._exchange = None
+        if self.held_bytes:
+            self._server.let_go(self)
         if not self.stays_open():
             self._close()
             return
@@ -171,6 +185,11 @@ class Connection(asyncio.Protocol):
         self._lose_exchange()
 
     # What the server calls
+
+    def refuse_for_room(self) -> None:
+        """All bodies together are too large, and this one, still coming, is the largest."""
+        verdict = Malformed(503, "too many large requests at once", self._request.target)
+        self._refuse_malformed(verdict, head_only=self._request.method == "HEAD")
 
     def close_if_idle(self) -> bool:
         """Close if no request has begun; returns whether it did."""
@@ -214,7 +233,8 @@ class Connection(asyncio.Protocol):
                 else:
                     break
         except Malformed as verdict:
-            self._refuse_malformed(verdict)
+            method = self._request.method if self.phase is _BODY else "HEAD" if data.startswith(b"HEAD ") else ""
+            self._refuse_malformed(verdict, head_only=method == "HEAD")
         finally:
             self._consuming = False
         if self.phase is _LINGERING or self.phase is _CLOSING:
@@ -294,7 +314,10 @@ class Connection(asyncio.Protocol):
         if length > body_bytes_max:
             raise Malformed(413, "request body too large", self._request.target)
         if 0 < length <= len(data):
-            self._request.body = data[:length]
+            if length > self._server.limits.body_small_bytes and not self._server.hold(self, length):
+                raise Malformed(503, "too many large requests at once", self._request.target)
+            self._request.body_parts = [data[:length]]
+            self._request.body_bytes = length
             self._dispatch()
             return data[length:]
         if head.continues and not data:
@@ -311,6 +334,8 @@ class Connection(asyncio.Protocol):
     def _read_body(self, data: bytes) -> bytes:
         """Take body bytes; the bytes behind its end, empty while it goes on."""
         self._body_bytes += len(data)
+        if self._body_bytes > self._server.limits.body_small_bytes and not self._server.receive(self, self._body_bytes):
+            return b""
         body = self._body
         if isinstance(body, ChunkedBody):
             try:
@@ -328,7 +353,8 @@ class Connection(asyncio.Protocol):
             if surplus < 0:
                 return b""
             parts = body
-        self._request.body = parts[0] if len(parts) == 1 else b"".join(parts)
+        self._request.body_parts = parts
+        self._request.body_bytes = body.size if isinstance(body, ChunkedBody) else self._head.length
         self._body = []
         self._dispatch()
         return rest
@@ -341,7 +367,8 @@ class Connection(asyncio.Protocol):
         if self._body_checked_bytes:
             wanted = limits.body_rate_min_bytes_per_s * limits.body_rate_window_s
         if now >= self._body_deadline or fresh < wanted:
-            self._refuse_malformed(Malformed(408, "request body took too long", self._request.target))
+            verdict = Malformed(408, "request body took too long", self._request.target)
+            self._refuse_malformed(verdict, head_only=self._request.method == "HEAD")
             return
         self._body_checked_bytes = self._body_bytes
         self.deadline = min(self._body_deadline, now + limits.body_rate_window_s)
@@ -352,6 +379,8 @@ class Connection(asyncio.Protocol):
         """Hand the complete request to the application."""
         server = self._server
         self.phase = _ANSWERING
+        if self.held_bytes:
+            server.received(self)
         self.deadline = inf
         self._exchange = exchange = Exchange(self, self._request, minor=self._head.minor)
         # A connection that idles afterwards must not keep a body of megabytes.
@@ -367,9 +396,9 @@ class Connection(asyncio.Protocol):
                 self.keep_alive = False
                 exchange.respond(refusal.status, refusal.headers, refusal.body)
 
-    def _refuse_malformed(self, verdict: Malformed) -> None:
+    def _refuse_malformed(self, verdict: Malformed, *, head_only: bool = False) -> None:
         refusal = self._server.app.on_bad_request(verdict.status, verdict.reason, verdict.target)
-        self._answer_early(refusal, head_only=False)
+        self._answer_early(refusal, head_only=head_only)
 
     def _refuse(self, refusal: Refusal) -> None:
         """Answer ``on_head``'s refusal: in turn if the connection can go on, else early."""
@@ -385,12 +414,14 @@ class Connection(asyncio.Protocol):
         """Answer, say that no more is read, and discard what still comes until the client has seen it."""
         self._server.note_busy(self)
         self.keep_alive = False
-        framing = b"content-length: %d\r\nconnection: close\r\n" % len(refusal.body)
+        framing = b"content-length: %d\r\n%bconnection: close\r\n" % (len(refusal.body), self._server.date_line)
         self.write(render_head(refusal.status, refusal.headers, framing) + (b"" if head_only else refusal.body))
         self.phase = _LINGERING
         self.deadline = self._server.now() + self._server.limits.linger_timeout_s
         self._buffer = b""
         self._body = []
+        if self.held_bytes:
+            self._server.let_go(self)
         if self._transport.is_closing():
             return
         if self._reading_paused:

@@ -43,7 +43,7 @@ class Application(Protocol):
         """Answer a complete request, now or later."""
 
     def on_bad_request(self, status: int, reason: str, target: str) -> Refusal:
-        """Render an error that the server found itself (400, 405, 408, 413, 414, 415, 417, 431, 501, 503, 505, 500).
+        """Render an error that the server found itself (400, 408, 413, 414, 415, 417, 431, 501, 503, 505, 500).
 
         ``target`` is empty where it was not read; ``reason`` is a constant text of ours, free of the client's bytes.
         """
@@ -155,9 +155,10 @@ class Exchange:
             listener.on_disconnect()
 
     def _connection_header(self) -> bytes:
+        date_line = self._connection.date_line()
         if not self._connection.stays_open():
-            return b"connection: close\r\n"
-        return b"" if self._minor else b"connection: keep-alive\r\n"
+            return date_line + b"connection: close\r\n"
+        return date_line if self._minor else date_line + b"connection: keep-alive\r\n"
 
     def _end(self) -> None:
         # A write may have found the client gone; then the exchange has ended as disconnected already.

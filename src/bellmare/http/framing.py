@@ -4,21 +4,33 @@ What llhttp lets pass (odd hosts, Upgrade with a body, lists of codings) is refu
 head as a second opinion. The body never goes through a parser that could find another end for it.
 """
 
+import ipaddress
 import re
 from enum import Enum
 
 import httptools
 
-from bellmare.http.messages import Limits
+from bellmare.http.messages import Limits, find_header
 
 CHUNKED = -1
 """Length of a body that comes in chunks."""
 
 _TOKEN = rb"[!#$%&'*+\-.^_`|~0-9A-Za-z]+"
 _HEADERS = rb"(?:" + _TOKEN + rb":[\t -~\x80-\xff]*\r\n)*"
-_HEAD = re.compile(rb"([A-Z][A-Z-]{0,31}) (/[!\"$-~]*|\*) HTTP/1\.([01])\r\n" + _HEADERS + rb"\r\n")
-_REQUEST_LINE = re.compile(rb"[A-Z][A-Z-]{0,31} (\S*) HTTP/([0-9]\.[0-9])\r\n")
-_HOST = re.compile(rb"(?:\[[0-9A-Fa-f:.]+\]|[0-9A-Za-z._~%-]+)(?::[0-9]{0,5})?")
+_METHOD = rb"[A-Z][A-Z-]{0,31}"
+_HEAD = re.compile(rb"(" + _METHOD + rb") (/[!\"$-~]*|\*) HTTP/1\.([01])\r\n" + _HEADERS + rb"\r\n")
+_ABSOLUTE = re.compile(
+    rb"("
+    + _METHOD
+    + rb") ([Hh][Tt][Tt][Pp]://([^/?#\s]*)((?:[/?][!\"$-~]*)?)) HTTP/1\.([01])\r\n"
+    + _HEADERS
+    + rb"\r\n"
+)
+"""The form that clients use towards proxies; every server must take it (RFC 9112 3.2.2)."""
+_REQUEST_LINE = re.compile(rb"(" + _METHOD + rb") (\S*) HTTP/([0-9]\.[0-9])\r\n")
+_METHOD_BEGUN = re.compile(_METHOD + rb"(?: |\Z)")
+_PORT = rb"[0-9]{0,4}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5]"
+_HOST = re.compile(rb"(?:\[([0-9A-Fa-f:.]{2,45})\]|(?:[0-9A-Za-z._~-]|%[0-9A-Fa-f]{2})+)(?::(?:" + _PORT + rb"))?")
 _CODING = re.compile(_TOKEN)
 _BARE = re.compile(rb"(?<!\r)\n|\r(?!\n|\Z)|\x00")
 _CHUNK_LINE = re.compile(rb"([0-9A-Fa-f]{1,16})(?:;" + _TOKEN + rb"(?:=(?:" + _TOKEN + rb'|"[\t !#-\[\]-~]*"))?)*\r\n')
@@ -27,11 +39,16 @@ _TRAILERS = re.compile(_HEADERS + rb"\r\n")
 _CHUNK_LINE_BYTES_MAX = 256
 """Size and extensions of one chunk; nobody sends extensions, and 1 MB of them is an attack."""
 _TRAILER_BYTES_MAX = 8192
-_LENGTH_DIGITS_MAX = 18
-"""Below 2^63, so that nobody behind us wraps around."""
+_LENGTH = re.compile(rb"0|[1-9][0-9]{0,17}")
+"""Below 2^63, so that nobody wraps around; without leading zeros, which some read as octal and no client sends."""
 _SPECIAL = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"content-encoding"),
-)
+    (
+        b"host", b"content-length", b"transfer-encoding", b"connection", b"expect", b"content-encoding", b"origin",
+        # Some servers take _ for -: who reads these and who does not disagree about where the body ends.
+        b"content_length", b"transfer_encoding",
+    ),
+)  # fmt: skip
+_FRAMING_TRAILER = re.compile(rb"(?:\A|\n)(?:content-length|transfer-encoding|host|trailer):", re.IGNORECASE)
 
 
 class Malformed(Exception):  # noqa: N818  # a verdict on the client's bytes, not an error of ours
@@ -79,6 +96,13 @@ def check_partial(data: bytes, limits: Limits) -> None:
         raise Malformed(414, "request line too long")
     if len(data) > limits.head_bytes_max:
         raise Malformed(431, "request head too large")
+    if line < 0:
+        if _METHOD_BEGUN.match(data) is None:
+            raise Malformed(400, "bad request line")
+        return
+    lines = data[: data.rfind(b"\r\n") + 2] + b"\r\n"
+    if _HEAD.fullmatch(lines) is None and _ABSOLUTE.fullmatch(lines) is None:
+        raise _diagnose(lines)
 
 
 def parse_head(data: bytes, limits: Limits) -> tuple[Head, str, str]:
@@ -86,14 +110,20 @@ def parse_head(data: bytes, limits: Limits) -> tuple[Head, str, str]:
     if len(data) > limits.line_bytes_max:
         _check_lines(data, limits)
     match = _HEAD.fullmatch(data)
-    if match is None:
-        raise _diagnose(data)
-    method, url, minor = match.groups()
-    target = url.decode("ascii")
+    authority = None
+    if match is not None:
+        method, url, minor = match.groups()
+        target = url.decode("ascii")
+    else:
+        match = _ABSOLUTE.fullmatch(data)
+        if match is None:
+            raise _diagnose(data)
+        method, url, authority, path, minor = match.groups()
+        target = ("" if path.startswith(b"/") else "/") + path.decode("ascii")
     if url == b"*" and method != b"OPTIONS":
         raise Malformed(400, "bad request target", target)
     if method == b"CONNECT":
-        raise Malformed(405, "CONNECT is not served", target)
+        raise Malformed(501, "CONNECT is not served", target)
     head = Head(1 if minor == b"1" else 0)
     error = _feed(head, data)
     if isinstance(error, httptools.HttpParserInvalidMethodError):
@@ -102,6 +132,8 @@ def parse_head(data: bytes, limits: Limits) -> tuple[Head, str, str]:
         raise Malformed(431, "too many headers", target)
     try:
         _apply_headers(head, data)  # before llhttp's verdict: it calls an unknown transfer-encoding just invalid
+        if authority is not None:
+            _apply_authority(head, authority)
     except Malformed as verdict:
         verdict.target = target
         raise
@@ -123,6 +155,29 @@ def _feed(head: Head, data: bytes) -> httptools.HttpParserError | None:
     return None
 
 
+def _apply_authority(head: Head, authority: bytes) -> None:
+    """A target in absolute form: it names the host, and a Host header that says something else is a trick."""
+    host = find_header(head.headers, b"host")
+    if host is None:
+        head.headers.append((b"host", authority))
+        if not _is_host(authority):
+            raise Malformed(400, "bad request target")
+    elif host.lower() != authority.lower():
+        raise Malformed(400, "the request target and the host header name different hosts")
+
+
+def _is_host(host: bytes) -> bool:
+    """Whether it is a host with or without a port (RFC 9110 7.2), and nothing beside it."""
+    match = _HOST.fullmatch(host)
+    if match is None or match[1] is None:
+        return match is not None
+    try:
+        ipaddress.IPv6Address(match[1].decode("ascii"))
+    except ValueError:
+        return False
+    return True
+
+
 def _apply_headers(head: Head, data: bytes) -> None:
     """Set length, keep_alive and continues from the headers that decide framing."""
     if b" \r\n" in data or b"\t\r\n" in data:
@@ -142,7 +197,7 @@ def _apply_headers(head: Head, data: bytes) -> None:
     if host is None:
         if head.minor:
             raise Malformed(400, "missing host header")
-    elif _HOST.fullmatch(host) is None:
+    elif not _is_host(host):
         raise Malformed(400, "bad host header")
     if not special:
         return
@@ -163,10 +218,12 @@ def _apply_headers(head: Head, data: bytes) -> None:
 def _apply_length(head: Head, special: dict[bytes, bytes]) -> None:
     length = special.get(b"content-length")
     coding = special.get(b"transfer-encoding")
+    if b"content_length" in special or b"transfer_encoding" in special:
+        raise Malformed(400, "a header that only looks like one that frames the body")
     if length is not None:
         if coding is not None:
             raise Malformed(400, "content-length together with transfer-encoding")
-        if not length.isdigit() or len(length) > _LENGTH_DIGITS_MAX:
+        if _LENGTH.fullmatch(length) is None:
             raise Malformed(400, "bad content-length")
         head.length = int(length)
     elif coding is not None:
@@ -192,10 +249,13 @@ def _diagnose(data: bytes) -> Malformed:
     line = _REQUEST_LINE.match(data)
     if line is None:
         return Malformed(400, "bad request line")
-    target, version = line.groups()
+    method, target, version = line.groups()
     if version not in (b"1.0", b"1.1"):
         return Malformed(505, "HTTP version not supported")
-    if _HEAD.fullmatch(data[: line.end()] + b"\r\n") is None:
+    if method == b"CONNECT":
+        return Malformed(501, "CONNECT is not served")
+    request_line = data[: line.end()] + b"\r\n"
+    if _HEAD.fullmatch(request_line) is None and _ABSOLUTE.fullmatch(request_line) is None:
         return Malformed(400, "bad request target")
     return Malformed(400, "bad header line", target.decode("latin-1"))
 
@@ -286,6 +346,8 @@ class ChunkedBody:
         """Skip the trailers; the bytes behind them, or None if they are not complete."""
         match = _TRAILERS.match(data, position)
         if match is not None and match.end() - position <= _TRAILER_BYTES_MAX:
+            if _FRAMING_TRAILER.search(match[0]):
+                raise Malformed(400, "a trailer that would frame or route the request")
             return data[match.end() :]
         rest = data[position:]
         end = rest.find(b"\r\n\r\n")

@@ -1,6 +1,7 @@
 """Listens and keeps the connections: admission at the limit, one sweep for all deadlines, and an orderly end."""
 
 import asyncio
+import email.utils
 import socket
 from collections import OrderedDict
 from collections.abc import Callable
@@ -14,6 +15,8 @@ __all__ = ["Application", "Exchange", "ExchangeListener", "Limits", "Refusal", "
 
 _BACKLOG = 4096
 """asyncio's 100 stretched 9,500 connects from 9.9 s to 34.7 s through SYN retries (reliability reference 3)."""
+_REFUSED_SHARE = 16
+"""So small a part of ``connections_max`` may linger beyond it with a 503; who comes then is cut without a word."""
 _LAST_WORDS_S = 1.0
 """For what ``on_cut`` wrote to leave; a client that does not read even that is cut."""
 
@@ -27,11 +30,18 @@ class Server:
         self.closing = False
         """No new connections; answers carry ``connection: close``."""
         self.port = 0
+        self.date_line = b""
+        """A response's Date (RFC 9110 6.6.1), as old as the last sweep."""
+        self._tell_date()
         self._loop = asyncio.get_running_loop()
         self.now = self._loop.time
         self._connections: set[Connection] = set()
         self._idle: OrderedDict[Connection, None] = OrderedDict()
         """Connections without a request, idle longest first."""
+        self.held_bytes = 0
+        """Of all large bodies of requests under way."""
+        self._receiving: set[Connection] = set()
+        """Connections with a large body that is still coming."""
         self._listener: asyncio.Server | None = None
         self._empty = asyncio.Event()
         self._empty.set()
@@ -43,6 +53,12 @@ class Server:
     def connections(self) -> int:
         """Open connections, idle ones included."""
         return len(self._connections)
+
+    @property
+    def overcrowded(self) -> bool:
+        """More are being told that there is no room than may linger for it: each has a descriptor."""
+        most = self.limits.connections_max
+        return len(self._connections) > most + most // _REFUSED_SHARE + 1
 
     async def open(self, host: str, port: int, sock: socket.socket | None) -> None:
         """Take the address, or ``sock`` if there is one; nobody is accepted yet."""
@@ -119,6 +135,36 @@ class Server:
         """A request has begun on it, or it is closing."""
         self._idle.pop(connection, None)
 
+    def hold(self, connection: Connection, size: int) -> bool:
+        """Count a body that came all at once; False if there is no room for it."""
+        if self.held_bytes + size > self.limits.bodies_bytes_max:
+            return False
+        self.held_bytes += size
+        connection.held_bytes = size
+        return True
+
+    def receive(self, connection: Connection, size: int) -> bool:
+        """A body has grown to ``size`` bytes; False if it was refused for it.
+
+        Who makes room is the largest body that is still coming: small ones and those that wait for their answer stay.
+        """
+        self.held_bytes += size - connection.held_bytes
+        connection.held_bytes = size
+        self._receiving.add(connection)
+        while self.held_bytes > self.limits.bodies_bytes_max and self._receiving:
+            max(self._receiving, key=lambda one: one.held_bytes).refuse_for_room()
+        return connection.held_bytes > 0
+
+    def received(self, connection: Connection) -> None:
+        """The body is complete; it counts until it is let go."""
+        self._receiving.discard(connection)
+
+    def let_go(self, connection: Connection) -> None:
+        """Its request has ended."""
+        self._receiving.discard(connection)
+        self.held_bytes -= connection.held_bytes
+        connection.held_bytes = 0
+
     def report(self, message: str, error: Exception) -> None:
         """Hand an error of the application's to the loop's exception handler."""
         self._loop.call_exception_handler({"message": f"{type(self.app).__name__}.{message}", "exception": error})
@@ -133,10 +179,14 @@ class Server:
 
     def _sweep(self) -> None:
         self._sweeper = self._loop.call_later(self.limits.sweep_interval_s, self._sweep)
+        self._tell_date()
         now = self._loop.time()
         for connection in tuple(self._connections):
             if connection.deadline <= now:
                 connection.on_deadline(now)
+
+    def _tell_date(self) -> None:
+        self.date_line = b"date: %b\r\n" % email.utils.formatdate(usegmt=True).encode()
 
     async def _wait_until_empty(self, timeout_s: float) -> None:
         try:

@@ -4,8 +4,10 @@ Go matches keys without regard to case and takes the last (reliability.md F6): w
 must be what a worker would run.
 """
 
+import codecs
 import functools
 import re
+from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
 import msgspec
@@ -20,6 +22,8 @@ _UNKNOWN_COLONS_MAX = 20_000
 DEPTH_MAX = 64
 """Of values that are passed on as they are: schemas, tool parameters. Real ones stay under 20."""
 
+_TEXT_BYTES_MAX = 16 << 20
+"""Four million tokens, more than any model reads; a text of 64 MiB full of escapes takes 0.1 s to decode (measured)."""
 SIZES_MAX: dict[str, int] = {
     "options": 64 << 10,
     "format": 1 << 20,
@@ -27,6 +31,10 @@ SIZES_MAX: dict[str, int] = {
     "tools": 1 << 20,
     "context": 8 << 20,
     "stop": 64 << 10,
+    "prompt": _TEXT_BYTES_MAX,
+    "system": _TEXT_BYTES_MAX,
+    "suffix": _TEXT_BYTES_MAX,
+    "template": _TEXT_BYTES_MAX,
 }
 """Bytes of fields that become many small objects: 2 million options took 3.6 s of the event loop (measured)."""
 OBJECTS_MAX = 50_000
@@ -38,6 +46,11 @@ assert min(*SIZES_MAX.values(), OBJECTS_MAX) >= QUICK_BYTES_MAX
 _PEEK_BYTES = 32
 """In these a body written with blanks, as Python does, shows the first."""
 
+_PIECE_BYTES = 4 << 20
+"""Some milliseconds of any of the loops over a body."""
+
+_utf8 = codecs.getincrementaldecoder("utf-8")
+_OBJECT_BEGINS = re.compile(rb'[\[,:]\s*\{\s*["}]')
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff]")
 
 _encode = msgspec.json.Encoder().encode
@@ -101,6 +114,18 @@ def decode_as(body: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
         raise _explain(error, body) from None
 
 
+def _pieces(raw: Raw | bytes) -> Iterator[bytes]:
+    """Its bytes in pieces: one call into C keeps every other thread waiting, so none may take a whole large body."""
+    view = memoryview(raw)
+    for start in range(0, view.nbytes, _PIECE_BYTES):
+        yield bytes(view[start : start + _PIECE_BYTES])
+
+
+def _count(raw: Raw, byte: bytes) -> int:
+    """How often one byte is in it."""
+    return sum(piece.count(byte) for piece in _pieces(raw))
+
+
 def _decode_object(body: bytes, known: frozenset[str]) -> tuple[dict[str, Raw], int]:
     """Keys with their last values, and how many colons of ``body`` no key and no value accounts for."""
     if not body or body.isspace():
@@ -110,7 +135,7 @@ def _decode_object(body: bytes, known: frozenset[str]) -> tuple[dict[str, Raw], 
         probe = decode_as(body, _probe(known))
         found = {name: getattr(probe, f"f{index}") for index, name in enumerate(sorted(known))}
         fields = {name: raw for name, raw in found.items() if raw is not UNSET}
-        left = colons - len(fields) - sum(bytes(raw).count(b":") for raw in fields.values())
+        left = colons - len(fields) - sum(_count(raw, b":") for raw in fields.values())
         if left == 0:
             return fields, 0
         if left > _UNKNOWN_COLONS_MAX:
@@ -121,7 +146,7 @@ def _decode_object(body: bytes, known: frozenset[str]) -> tuple[dict[str, Raw], 
         raise InvalidRequest("invalid request: the body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise _explain(error, body) from None
-    inner = sum(bytes(raw).count(b":") for raw in fields.values()) + sum(key.count(":") for key in fields)
+    inner = sum(_count(raw, b":") for raw in fields.values()) + sum(key.count(":") for key in fields)
     return fields, colons - inner - len(fields)
 
 
@@ -148,16 +173,19 @@ def _refuse_masses(fields: dict[str, Raw]) -> None:
     """What would keep the event loop busy for seconds is refused before it is decoded; images are one string each."""
     for name, size_max in SIZES_MAX.items():
         raw = fields.get(name)
-        if raw is not None and len(bytes(raw)) > size_max:
+        if raw is not None and memoryview(raw).nbytes > size_max:
             raise InvalidRequest(f"{quoted(name)} is larger than {size_max >> 10} KiB", status=413)
     messages = fields.get("messages")
-    if messages is not None and bytes(messages).count(b"{") > OBJECTS_MAX and _objects(bytes(messages)) > OBJECTS_MAX:
+    if messages is not None and _count(messages, b"{") > OBJECTS_MAX and _objects(messages) > OBJECTS_MAX:
         raise InvalidRequest(f'"messages" holds more than {OBJECTS_MAX} objects', status=413)
 
 
-def _objects(messages: bytes) -> int:
-    """Upper bound of the objects in it: braces that open one, not those inside a long text."""
-    return len(re.findall(rb'[\[,:]\s*\{\s*["}]', messages))
+def _objects(messages: Raw) -> int:
+    """About how many objects are in it: braces that open one, not those inside a long text.
+
+    One per piece may be missed, and a text that looks like objects counts.
+    """
+    return sum(len(_OBJECT_BEGINS.findall(piece)) for piece in _pieces(messages))
 
 
 def check_object(body: bytes, *, known: frozenset[str] = frozenset()) -> dict[str, Raw]:
@@ -172,7 +200,10 @@ def check_object(body: bytes, *, known: frozenset[str] = frozenset()) -> dict[st
     """
     if not body.isascii():
         try:
-            body.decode()
+            decoder = _utf8(errors="strict")
+            for piece in _pieces(body):
+                decoder.decode(piece)
+            decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
             raise _explain(error, body) from None
     fields, surplus = _decode_object(body, known)

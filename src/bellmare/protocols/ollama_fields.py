@@ -51,6 +51,7 @@ _NANOSECONDS = {
 _DURATION_PART = re.compile(r"(\d*)(?:\.(\d*))?([^\d.]*)", re.ASCII)
 _TEXT_CHARS_MAX = 64
 
+_PIECE = 4 << 20
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 
 
@@ -179,7 +180,9 @@ def check_images(images: list[str] | None) -> None:
     """Standard base64 with padding, as Go decodes it; line breaks are allowed. 30 MB take 20 ms (measured)."""
     for image in images or ():
         if image.isascii():
-            others = image.encode().translate(None, _BASE64)
+            # In pieces: one call into C keeps every other thread waiting.
+            pieces = (image[start : start + _PIECE] for start in range(0, len(image), _PIECE))
+            others = b"".join(piece.encode().translate(None, _BASE64) for piece in pieces)
             if (len(image) - len(others)) % 4 == 0 and not others.strip(b"\r\n"):
                 continue
         raise InvalidRequest("illegal base64 data in images")

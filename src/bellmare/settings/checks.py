@@ -17,6 +17,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     """Every contradiction, as the key to blame and the reason."""
     yield from _listeners(settings)
     yield from _queue(settings)
+    yield from _bodies(settings)
     for index, worker in enumerate(settings.workers):
         yield from _worker(worker, settings, path=("workers", index))
     yield from _duplicate_workers(settings)
@@ -50,6 +51,16 @@ def _queue(settings: Settings) -> Iterator[Finding]:
         yield (
             ("queue", "timeout"),
             f"{shown[0]} is less than `queue.wait` ({shown[1]}): what is accepted could never be served",
+        )
+
+
+def _bodies(settings: Settings) -> Iterator[Finding]:
+    limits = settings.limits
+    if limits.bodies_bytes < limits.body_bytes:
+        shown = show_size(limits.bodies_bytes), show_size(limits.body_bytes)
+        yield (
+            ("limits", "bodies"),
+            f"{shown[0]} is less than `limits.body` ({shown[1]}): the largest could never be read",
         )
 
 

@@ -99,6 +99,11 @@ class LimitSettings(Section):
     body_bytes: Annotated[Bytes, Size(1 << 10, 4 * GIB)] = Field(
         default=Bytes(64 * MIB), alias="body", description="Largest request body; images travel inside it as base64."
     )
+    bodies_bytes: Annotated[Bytes, Size(1 << 20, 1024 * GIB)] = Field(
+        default=Bytes(512 * MIB),
+        alias="bodies",
+        description="Request bodies above 64 KiB that are kept at once, all together; at least `body`. More get 503.",
+    )
     load_timeout_us: Annotated[SpanUs, Duration(SECOND_US, DAY_US)] = Field(
         default=SpanUs(600 * SECOND_US),
         alias="load_timeout",

@@ -1,5 +1,8 @@
 """Answers: framing, keep-alive, HTTP/1.0, HEAD, pipelining, and that an exchange ends exactly once."""
 
+from datetime import UTC, datetime, timedelta
+from email.utils import parsedate_to_datetime
+
 import pytest
 from http_peers import App, Listener, RawClient, happens
 
@@ -102,7 +105,7 @@ async def test_a_stream_is_sent_chunk_by_chunk_in_order(serve) -> None:
     client.send(GET % 2)
     (await app.exchange()).respond(204, [], b"")
     answer = await client.answer()
-    assert (answer.status, answer.headers) == (204, {})
+    assert (answer.status, list(answer.headers)) == (204, ["date"])
     await client.close()
 
 
@@ -117,7 +120,8 @@ async def test_a_stream_to_http_1_0_ends_with_the_connection(serve) -> None:
     exchange.write(b"b")
     exchange.finish()
     answer = await client.answer()
-    assert (answer.headers, answer.body) == ({"connection": "close"}, b"ab")
+    assert (list(answer.headers), answer.headers["connection"]) == (["date", "connection"], "close")
+    assert answer.body == b"ab"
     await client.close()
 
 
@@ -133,7 +137,7 @@ async def test_head_has_the_length_and_no_body(serve) -> None:
     streamed.finish()
     (await app.exchange()).respond(200, [], b"ok")
     assert (await client.answer(head_only=True)).headers["content-length"] == "17"
-    assert (await client.answer(head_only=True)).headers == {"transfer-encoding": "chunked"}
+    assert list((await client.answer(head_only=True)).headers) == ["transfer-encoding", "date"]
     assert (await client.answer()).body == b"ok"
     await client.close()
 
@@ -303,3 +307,15 @@ async def test_a_refusal_keeps_the_connection_unless_a_body_would_follow(serve) 
     assert await client.rest() == b""
     await client.close()
     assert app.requests == []
+
+
+async def test_every_answer_says_the_time(serve) -> None:
+    """A server with a clock must (RFC 9110 6.6.1)."""
+    server = await serve(App())
+    for request in (GET % 1, b"HEAD / HTTP/1.1\r\nHost: a\r\n\r\n", b"nonsense\r\n\r\n"):
+        client = await RawClient.open(server.port)
+        before = datetime.now(UTC)
+        client.send(request)
+        said = parsedate_to_datetime((await client.answer(head_only=True)).headers["date"])
+        assert abs(said - before) < timedelta(seconds=30)
+        await client.close()

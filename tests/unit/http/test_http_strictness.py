@@ -34,6 +34,10 @@ BATTERY: dict[str, tuple[int, bytes]] = {
     "cl plus": (400, post(b"Content-Length: +1\r\n", b"x")),
     "cl minus": (400, post(b"Content-Length: -1\r\n", b"x")),
     "cl underscore": (400, post(b"Content-Length: 1_0\r\n", b"x")),
+    "cl leading zero": (400, post(b"Content-Length: 01\r\n", b"x")),
+    "cl zeros": (400, post(b"Content-Length: 00\r\n")),
+    "cl with underscore in its name": (400, post(b"Content_Length: 1\r\n", b"x")),
+    "te with underscore in its name": (400, post(b"Transfer_Encoding: chunked\r\n", b"0\r\n\r\n")),
     "cl hex": (400, post(b"Content-Length: 0x1\r\n", b"x")),
     "cl empty": (400, post(b"Content-Length: \r\n")),
     "cl huge": (400, post(b"Content-Length: 99999999999999999999\r\n")),
@@ -81,6 +85,9 @@ BATTERY: dict[str, tuple[int, bytes]] = {
     "chunk trailer malformed": (400, chunked(b"0\r\nx y: z\r\n\r\n")),
     "chunk trailer bare lf": (400, chunked(b"0\r\na: b\n\r\n")),
     "chunk trailer folded": (400, chunked(b"0\r\na: b\r\n c\r\n\r\n")),
+    "chunk trailer frames": (400, chunked(b"1\r\nx\r\n0\r\nA: b\r\nContent-Length: 5\r\n\r\n")),
+    "chunk trailer codes": (400, chunked(b"0\r\ntransfer-encoding: chunked\r\n\r\n")),
+    "chunk trailer routes": (400, chunked(b"0\r\nHOST: b\r\n\r\n")),
     "chunk trailer endless": (431, chunked(b"0\r\na: " + b"b" * 9000)),
     # Header lines
     "blank before colon": (400, get(headers=H + b"A : b\r\n")),
@@ -117,10 +124,21 @@ BATTERY: dict[str, tuple[int, bytes]] = {
     "host list": (400, get(headers=b"Host: a,b\r\n")),
     "host with path and query": (400, get(headers=b"Host: a@b/c?d\r\n")),
     "host with odd port": (400, get(headers=b"Host: a:b\r\n")),
+    "host with high port": (400, get(headers=b"Host: a:65536\r\n")),
+    "host with bad escape": (400, get(headers=b"Host: a%zz\r\n")),
+    "host with bad ipv6": (400, get(headers=b"Host: [::1::]\r\n")),
+    "host with open bracket": (400, get(headers=b"Host: [::1\r\n")),
+    "origin twice": (400, get(headers=H + b"Origin: http://localhost\r\nOrigin: http://evil\r\n")),
     "host not ascii": (400, get(headers=b"Host: \xe4\r\n")),
     # Target
-    "absolute form": (400, get(b"http://a/")),
     "absolute form of another host": (400, get(b"http://evil/")),
+    "absolute form of another port": (400, get(b"http://a:81/")),
+    "absolute form with userinfo": (400, get(b"http://u@a/")),
+    "absolute form without host": (400, get(b"http:///")),
+    "absolute form without any host header": (400, get(b"http://a/", headers=b"A: b\r\n")),
+    "absolute form of another scheme": (400, get(b"https://a/")),
+    "absolute form with fragment": (400, get(b"http://a/#b")),
+    "absolute form, bad host on 1.0": (400, get(b"http://a@b/", headers=b"", version=b"HTTP/1.0")),
     "asterisk with get": (400, get(b"*")),
     "authority form": (400, get(b"a:80")),
     "relative": (400, get(b"api/tags")),
@@ -143,8 +161,8 @@ BATTERY: dict[str, tuple[int, bytes]] = {
     "two blanks": (400, b"GET  / HTTP/1.1\r\n" + H + b"\r\n"),
     "tab separates": (400, b"GET\t/\tHTTP/1.1\r\n" + H + b"\r\n"),
     "blank behind version": (400, b"GET / HTTP/1.1 \r\n" + H + b"\r\n"),
-    "connect": (400, b"CONNECT a:80 HTTP/1.1\r\n" + H + b"\r\n"),
-    "connect with path": (405, b"CONNECT /a HTTP/1.1\r\n" + H + b"\r\n"),
+    "connect": (501, b"CONNECT a:80 HTTP/1.1\r\n" + H + b"\r\n"),
+    "connect with path": (501, b"CONNECT /a HTTP/1.1\r\n" + H + b"\r\n"),
     "http 0.9": (400, b"GET /\r\n\r\n"),
     "http 0.9 version": (505, get(version=b"HTTP/0.9")),
     "http 1.2": (505, get(version=b"HTTP/1.2")),
@@ -196,7 +214,11 @@ ACCEPTED: dict[str, bytes] = {
     "chunked": chunked(b"1\r\nx\r\n0\r\n\r\n"),
     "chunked, size with zeros and upper case": chunked(b"000A\r\n0123456789\r\n0\r\n\r\n"),
     "chunk extensions": chunked(b'1;a;b=c;d="e f"\r\nx\r\n0;z\r\n\r\n'),
-    "trailers": chunked(b"1\r\nx\r\n0\r\nContent-Length: 5\r\nA: b\r\n\r\n"),
+    "trailers": chunked(b"1\r\nx\r\n0\r\nAuthorization: x\r\nA: b\r\n\r\n"),
+    "absolute form": get(b"http://a/x?y"),
+    "absolute form, upper case and no path": get(b"HTTP://A"),
+    "absolute form on 1.0 without host": get(b"http://a/", headers=b"", version=b"HTTP/1.0"),
+    "highest port": get(headers=b"Host: a:65535\r\n"),
     "upgrade websocket": get(headers=H + b"Connection: Upgrade\r\nUpgrade: websocket\r\n"),
     "upgrade h2c with body": post(
         b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AA\r\nContent-Length: 5\r\n", b"GET /"
@@ -228,4 +250,51 @@ async def test_a_chunked_body_is_decoded_and_its_trailers_dropped(serve) -> None
     client.send(chunked(b"3\r\nabc\r\n2;x\r\nde\r\n0\r\nAuthorization: x\r\n\r\n"))
     assert (await client.answer()).body == b"abcde"
     assert app.requests[0].header(b"authorization") is None
+    await client.close()
+
+
+EARLY = {
+    "no method": (400, b"Get"),
+    "long method": (400, b"A" * 33),
+    "http 0.9": (400, b"GET /\r\n"),
+    "version": (505, b"GET / HTTP/3.0\r\nHost"),
+    "second line": (400, b"GET / HTTP/1.1\r\nHost : a\r\nA"),
+    "fold": (400, b"GET / HTTP/1.1\r\nHost: a\r\n b\r\n"),
+    "binary": (400, b"GET\xff\xff"),
+}
+
+
+@pytest.mark.parametrize("name", EARLY)
+async def test_a_head_that_can_never_be_one_is_refused_before_its_end(name: str, serve) -> None:
+    status, begun = EARLY[name]
+    server = await serve(App())
+    client = await RawClient.open(server.port)
+    client.send(begun)
+    assert (await client.answer()).status == status
+    assert await client.rest() == b""
+    await client.close()
+
+
+async def test_every_begin_of_a_legal_head_may_be_one(serve) -> None:
+    app = App()
+    server = await serve(app)
+    for legal in (*ACCEPTED.values(), b"GET http://a/x HTTP/1.1\r\nHost: a\r\n\r\n"):
+        client = await RawClient.open(server.port)
+        for byte in legal:
+            client.send(bytes((byte,)))
+            await client.writer.drain()
+        assert (await client.answer()).status == 200
+        await client.close()
+    assert app.bad == []
+
+
+@pytest.mark.parametrize(
+    "request_bytes",
+    [b"HEAD / HTTP/1.1\r\n\r\n", b"HEAD / HTTP/1.1\r\nHost: a\r\nContent-Length: 9999999\r\n\r\n"],
+)
+async def test_a_refused_head_request_gets_no_body_either(request_bytes: bytes, serve) -> None:
+    server = await serve(App())
+    client = await RawClient.open(server.port)
+    client.send(request_bytes)
+    assert (await client.rest()).endswith(b"\r\n\r\n")
     await client.close()
