@@ -308,3 +308,5 @@ class State(msgspec.Struct):
     policy: str = ""
     """Its name; set by the engine when it begins."""
     shadows: Shadows = msgspec.field(default_factory=Shadows)
+    standby: bool = False
+    """Another process decides what is resident: no operation begins here."""
