@@ -146,13 +146,21 @@ class _Sink:
     debug = info = warning = error = critical = msg
 
 
+_LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
+
+
 class Logs:
     """The process's log. Made once at start by :func:`open_logs` and passed to who needs it; no global state."""
 
-    def __init__(self, writer: LineWriter, logger: Any) -> None:
+    def __init__(self, writer: LineWriter, logger: Any, *, level: str = "info") -> None:
         self._writer = writer
         self._logger = logger
         self._told = 0
+        self.set_level(level)
+
+    def set_level(self, level: str) -> None:
+        """Write lines of ``level`` and above from now on: debug, info, warning or error."""
+        self._lowest = _LEVELS[level]
 
     @property
     def dropped(self) -> int:
@@ -200,6 +208,8 @@ class Logs:
     def _write(self, level: str, event: str, *, fields: Any) -> None:
         if self._writer.dropped > self._told:
             self._tell_dropped()
+        if _LEVELS[level] < self._lowest:
+            return
         getattr(self._logger, level)(event, **fields)
 
     def _tell_dropped(self) -> None:
@@ -282,7 +292,6 @@ def open_logs(
     target = sys.stderr if stream is None else stream
     people = line_format == "text" or (line_format == "auto" and target.isatty())
     writer = LineWriter(target, lines_max=lines_max)
-    lowest = logging.getLevelNamesMapping()[level.upper()]
     logger = structlog.wrap_logger(
         _Sink(writer),
         processors=[
@@ -291,8 +300,8 @@ def open_logs(
             _make_safe,
             _render_text if people else _render_json,
         ],
-        wrapper_class=structlog.make_filtering_bound_logger(lowest),
+        wrapper_class=structlog.make_filtering_bound_logger(logging.DEBUG),
         cache_logger_on_first_use=True,
         context_class=dict,
     )
-    return Logs(writer, logger.bind())
+    return Logs(writer, logger.bind(), level=level)

@@ -17,6 +17,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     """Every contradiction, as the key to blame and the reason."""
     yield from _listeners(settings)
     yield from _queue(settings)
+    yield from _grace(settings)
     for index, worker in enumerate(settings.workers):
         yield from _worker(worker, settings, path=("workers", index))
     yield from _duplicate_workers(settings)
@@ -51,6 +52,13 @@ def _queue(settings: Settings) -> Iterator[Finding]:
             ("queue", "timeout"),
             f"{shown[0]} is less than `queue.wait` ({shown[1]}): what is accepted could never be served",
         )
+
+
+def _grace(settings: Settings) -> Iterator[Finding]:
+    limits = settings.limits
+    if limits.lame_duck_us is not None and limits.lame_duck_us > limits.grace_us:
+        shown = show_duration(limits.lame_duck_us), show_duration(limits.grace_us)
+        yield ("limits", "lame_duck"), f"{shown[0]} is more than `limits.grace` ({shown[1]}), of which it is a part"
 
 
 def _worker(worker: WorkerSettings, settings: Settings, *, path: Path) -> Iterator[Finding]:
