@@ -9,8 +9,6 @@ from pathlib import Path
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from bellmare import __version__
-
 
 @dataclass(slots=True)
 class ReloadState:
@@ -64,9 +62,7 @@ class ProcessMetrics(Collector):
         reloads.add_metric(["applied"], reload.reloads)
         reloads.add_metric(["refused"], reload.failures)
         yield reloads
-        build = GaugeMetricFamily("bellmare_build_info", "Version and process", labels=["version", "pid"])
-        build.add_metric([__version__, str(os.getpid())], 1)
-        yield build
+        yield _gauge("process_id", "Which process answers: it changes with a restart", os.getpid())
 
 
 def open_descriptors() -> int:
