@@ -42,6 +42,9 @@ FIRST_SEEDS = {
     "room ahead is made of young runners": 60,
     "room ahead is made of busy runners": 24,
     "what is loaded ahead may drain": 44,
+    "a larger context sends away what is resident": 16,
+    "on standby loaders go on": 24,
+    "back from standby nobody looks at the loaders": 184,
 }
 
 
@@ -364,6 +367,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "measured bytes are added, not set",
         ("fleet", "worker.used_bytes = Bytes(worker.used_bytes - runner.bytes + measured)", "worker.used_bytes = Bytes(worker.used_bytes + measured)"),
         "the books of memory agree", "the engine's own check", "nobody waits beside a worker with room",
+    ),
+    _mutant(
+        "a larger context sends away what is resident",
+        ("reconfigure", "            runner.granted_num_ctx = runner.num_ctx\n", "            pass\n"),
+        "only a smaller context is a wrong shape",
+    ),
+    _mutant(
+        "on standby loaders go on",
+        ("scheduler", "    if fleet.state.standby:\n        return\n    if worker.placement", "    if worker.placement"),
+        "on standby nothing is loaded or unloaded",
+    ),
+    _mutant(
+        "back from standby nobody looks at the loaders",
+        ("reconfigure", "        fleet.touch_worker(worker.worker)\n    if not standby", "    if not standby"),
+        "nobody waits beside a worker with room",
     ),
     _mutant(
         "a snapshot forgets which names are configured",

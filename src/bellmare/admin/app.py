@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 
 from bellmare import __version__
 from bellmare.admin import views
+from bellmare.admin.lifecycle import Lifecycle, add_lifecycle
 from bellmare.core.events import LoadRequested, UnloadRequested
 from bellmare.core.units import WorkerId
 from bellmare.protocols.errors import InvalidRequest
@@ -49,6 +50,8 @@ class Front:
     """Why no request is taken at all, such as ``draining``; empty if they are."""
     core_id: Callable[[str], str | None] = lambda _: None
     """The core's id of the request that clients know by the given one."""
+    lifecycle: Lifecycle | None = None
+    """Who reloads and restarts; None: nobody does."""
 
 
 _ANY_FRONT = Front()
@@ -68,6 +71,8 @@ def admin_app(
     _add_health(app, driver, metrics=metrics, front=front)
     _add_state(app, driver, fleet, front=front)
     _add_operations(app, driver)
+    if front.lifecycle is not None:
+        add_lifecycle(app, front.lifecycle)
     return app
 
 

@@ -23,10 +23,17 @@ class _QuietServer(uvicorn.Server):
 class AdminListener:
     """One listener; made by :func:`listen_admin`."""
 
-    def __init__(self, server: uvicorn.Server, task: asyncio.Task[None], port: int) -> None:
+    def __init__(self, server: uvicorn.Server, task: asyncio.Task[None], sock: socket.socket) -> None:
         self._server = server
         self._task = task
-        self.port = port
+        self.descriptor = sock.fileno()
+        """Of the listening socket, for a process that is to take it over."""
+        self.port: int = sock.getsockname()[1]
+
+    def retire(self) -> None:
+        """Accept no more: another process does. Requests under way are answered."""
+        for listener in self._server.servers:
+            listener.close()
 
     async def close(self) -> None:
         """Stop listening; requests under way get ``CLOSE_TIMEOUT_S``."""
@@ -38,8 +45,19 @@ class AdminListener:
             self._task.cancel()
 
 
-async def listen_admin(app: FastAPI, host: str, port: int) -> AdminListener:
-    """Bind first, so that a taken port is an OSError here and not a log line."""
+async def listen_admin(app: FastAPI, host: str, port: int, *, sock: socket.socket | None = None) -> AdminListener:
+    """Bind first, so that a taken port is an OSError here and not a log line; ``sock`` is one that was inherited."""
+    sock = _bound(host, port) if sock is None else sock
+    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
+    server = _QuietServer(config)
+    task = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]), name="admin listener")
+    async with asyncio.timeout(START_TIMEOUT_S):
+        while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
+            await asyncio.sleep(0.01)
+    return AdminListener(server, task, sock)
+
+
+def _bound(host: str, port: int) -> socket.socket:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     sock = socket.socket(family, socket.SOCK_STREAM)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -48,10 +66,4 @@ async def listen_admin(app: FastAPI, host: str, port: int) -> AdminListener:
     except OSError:
         sock.close()
         raise
-    config = uvicorn.Config(app, log_config=None, access_log=False, lifespan="off", timeout_graceful_shutdown=2)
-    server = _QuietServer(config)
-    task = asyncio.get_running_loop().create_task(server.serve(sockets=[sock]), name="admin listener")
-    async with asyncio.timeout(START_TIMEOUT_S):
-        while not server.started and not task.done():  # noqa: ASYNC110 - uvicorn has no event for it
-            await asyncio.sleep(0.01)
-    return AdminListener(server, task, sock.getsockname()[1])
+    return sock

@@ -24,6 +24,16 @@ POLL_S = 0.2
 WAIT_MAX_S = 900.0
 EXIT_NO_GATEWAY = 5
 EXIT_REFUSED = 1
+RELOAD_TIMEOUT_S = 60.0
+"""New workers are waited for 15 s, and another reload may be under way."""
+RESTART_TIMEOUT_S = 240.0
+"""The sum of what each phase of a hand-over may take."""
+LIFECYCLE_TEXTS = {
+    "changed": "hold now",
+    "restart": "hold after the next restart",
+    "added": "workers added",
+    "removed": "workers removed",
+}
 STATE_COLOURS = {"resident": "green", "loading": "cyan", "draining": "yellow", "unloading": "yellow"}
 
 
@@ -37,7 +47,14 @@ def admin_url() -> str:
     return f"http://{admin}" if admin.port else ADMIN_URL
 
 
-def ask(url: str, path: str, body: dict[str, Any] | None = None, *, flag: str = "--admin-url") -> Any:
+def ask(
+    url: str,
+    path: str,
+    body: dict[str, Any] | None = None,
+    *,
+    flag: str = "--admin-url",
+    timeout_s: float = TIMEOUT_S,
+) -> Any:  # tidy: one call with all that may differ
     """One call; ends the process with a clear text if nobody answers. Refusals (409) come back as their body."""
     url = url or admin_url()
     if not url.startswith(("http://", "https://")):
@@ -45,7 +62,7 @@ def ask(url: str, path: str, body: dict[str, Any] | None = None, *, flag: str = 
     data = json.dumps(body).encode() if body is not None else None
     request = urllib.request.Request(url.rstrip("/") + path, data=data, headers={"content-type": "application/json"})  # noqa: S310 - checked above
     try:
-        with DIRECT.open(request, timeout=TIMEOUT_S) as answer:
+        with DIRECT.open(request, timeout=timeout_s) as answer:
             return json.load(answer)
     except urllib.error.HTTPError as error:
         text = error.read().decode(errors="replace")
@@ -177,6 +194,31 @@ def ask_unload(url: str, model: str, *, worker: str | None, wait: bool, as_json:
     if answer["accepted"] and wait:
         _wait(url, model, answer["workers"], done=lambda states: not states)
     _tell(answer, model, as_json=as_json, done=f"gone from {', '.join(answer['workers'])}" if wait else "")
+
+
+def ask_reload(url: str, *, force: bool, as_json: bool) -> None:
+    """Have the settings read again and say what holds now; status 1 if they were refused."""
+    answer = ask(url, "/api/v1/reload", {"force": force}, timeout_s=RELOAD_TIMEOUT_S)
+    if as_json:
+        sys.stdout.write(json.dumps(answer) + "\n")
+    else:
+        said = [answer["text"], *answer["problems"]]
+        for key, text in LIFECYCLE_TEXTS.items():
+            said += [f"{text}: {', '.join(answer[key])}"] if answer[key] else []
+        (sys.stdout if answer["accepted"] else sys.stderr).write("\n".join(said) + "\n")
+    if not answer["accepted"]:
+        raise SystemExit(EXIT_REFUSED)
+
+
+def ask_restart(url: str, *, as_json: bool) -> None:
+    """Have a new process take over and wait until it has; status 1 if the old one goes on."""
+    answer = ask(url, "/api/v1/restart", {}, timeout_s=RESTART_TIMEOUT_S)
+    if as_json:
+        sys.stdout.write(json.dumps(answer) + "\n")
+    else:
+        (sys.stdout if answer["accepted"] else sys.stderr).write(answer["text"] + "\n")
+    if not answer["accepted"]:
+        raise SystemExit(EXIT_REFUSED)
 
 
 def _wait(url: str, model: str, workers: list[str], *, done: Callable[[list[str]], bool]) -> None:

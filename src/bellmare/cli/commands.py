@@ -189,6 +189,27 @@ def prepare(
 
 
 @app.command()
+def reload(
+    *,
+    force: Annotated[bool, typer.Option(help="Also if more than half of the workers would be removed.")] = False,
+    admin_url: AdminUrl = "",
+    json: AsJson = False,
+) -> None:
+    """Have the running gateway read its settings again, as SIGHUP does: a bad file changes nothing."""
+    from bellmare.cli.asking import ask_reload
+
+    ask_reload(admin_url, force=force, as_json=json)
+
+
+@app.command()
+def restart(*, admin_url: AdminUrl = "", json: AsJson = False) -> None:
+    """Replace the running gateway by a new process, as SIGUSR2 does: no request is lost, nothing is unloaded."""
+    from bellmare.cli.asking import ask_restart
+
+    ask_restart(admin_url, as_json=json)
+
+
+@app.command()
 def explain(subject: str, admin_url: AdminUrl = "", json: AsJson = False) -> None:
     """Why: what was decided lately about a request id, a model or a worker."""
     from bellmare.cli.asking import show_explain

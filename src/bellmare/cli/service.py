@@ -11,12 +11,15 @@ from fastapi import FastAPI
 
 from bellmare import __version__
 from bellmare.admin.app import LOOPBACK_HOSTS, Front, admin_app
+from bellmare.admin.lifecycle import Lifecycle
 from bellmare.admin.listener import AdminListener, listen_admin
 from bellmare.cli.descriptors import connections_max, raise_limit
-from bellmare.cli.own_workers import start_own_worker
+from bellmare.cli.handover import Taking
+from bellmare.cli.inheriting import Inherited, check_inherited
+from bellmare.cli.own_workers import CannotStart, start_own_worker
 from bellmare.core.decisions import Load, Unload
 from bellmare.core.engine import Engine
-from bellmare.core.events import OperationEnded
+from bellmare.core.events import OperationEnded, StandbyChanged
 from bellmare.core.units import WorkerId
 from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.app import Gateway
@@ -27,12 +30,14 @@ from bellmare.http.messages import DEFAULT_LIMITS, Limits
 from bellmare.http.server import Server, bind
 from bellmare.observability.logs import Logs, OperationFields
 from bellmare.observability.metrics import Metrics
+from bellmare.observability.process_metrics import ProcessMetrics, ProcessSource, ReloadState
 from bellmare.runtime.clock import Clock
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.effects import Effects
 from bellmare.runtime.fleet import WorkerFleet
 from bellmare.runtime.memory import Memory
 from bellmare.runtime.observer import INTERVAL_S, Observer
+from bellmare.runtime.pulse import Pulse
 from bellmare.runtime.recorder import Recorder, header_line
 from bellmare.runtime.tasks import Tasks
 from bellmare.settings import Settings, WorkerSettings
@@ -45,7 +50,9 @@ SETTLE_TIMEOUT_S = 15.0
 """How long start-up waits for workers to answer; those that do not join later."""
 LEARNED_FILE = "learned.json"
 """In the folder of the event log."""
-CLOSE_GRACE_S = 30.0
+LINGER_S = 5.0
+"""After a hand-over, idle connections are kept so long: whoever is about to send on one gets an answer, and with it the
+word to open another."""
 STEP_TIMEOUT_S = 15.0
 """Of each step of the end beyond the grace: embedded workers have 5 s of their own, and then end their children."""
 
@@ -74,11 +81,27 @@ def record_folder(path: str | None) -> Path:
     return (Path(state) if state else Path.home() / ".local" / "state") / "bellmare" / "events"
 
 
+def _timeouts(settings: Settings) -> GatewayTimeouts:
+    return GatewayTimeouts(
+        queue_s=settings.queue.timeout_us / 1e6,
+        first_token_s=settings.limits.first_token_timeout_us / 1e6,
+        token_s=settings.limits.token_timeout_us / 1e6,
+    )
+
+
 class Service:
     """One gateway: workers of its own, core, data plane, admin. Made inside a running loop."""
 
-    def __init__(self, settings: Settings, logs: Logs, *, observe_every_s: float = INTERVAL_S) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        logs: Logs,
+        *,
+        observe_every_s: float = INTERVAL_S,
+        inherited: Inherited | None = None,
+    ) -> None:
         self.settings = settings
+        """Those in force; a reload replaces them."""
         self.logs = logs
         self.clock = Clock()
         self.tasks = Tasks(lambda name, error: logs.error(f"task '{name}' failed", error=error))
@@ -90,24 +113,27 @@ class Service:
         self.driver.watch(self.metrics.step)
         self.fleet = WorkerFleet(self.driver, Observer(self.driver, self.tasks, interval_s=observe_every_s), self.tasks)
         self.effects = Effects(self.driver, self.fleet.ports, tasks=self.tasks, report=self._report)
-        limits = settings.limits
         self.gateway = Gateway(
             self.driver,
             self.fleet,
             accounts=Accounts(self.metrics, logs),
-            timeouts=GatewayTimeouts(
-                queue_s=settings.queue.timeout_us / 1e6,
-                first_token_s=limits.first_token_timeout_us / 1e6,
-                token_s=limits.token_timeout_us / 1e6,
-            ),
-            body_bytes_max=limits.body_bytes,
+            timeouts=_timeouts(settings),
+            body_bytes_max=settings.limits.body_bytes,
             guard=Guard(loopback=settings.listen.loopback),
         )
+        self.lifecycle: Lifecycle | None = None
+        """Set before ``start`` by whoever can reload and restart."""
+        self.reload_state = ReloadState(succeeded_s=self.clock.wall_us() / 1e6)
+        self._inherited = inherited if inherited is not None else Inherited()
+        self._pulse = Pulse()
+        self.metrics.add(ProcessMetrics(self._source()))
+        self._memory_task: asyncio.Task[None] | None = None
         self._server: Server | None = None
         self._admin: AdminListener | None = None
         self._own_workers: list[Callable[[], Awaitable[None]]] = []
         self._unready = "starting"
         self._in_a_hurry = False
+        self._retired = False
 
     @property
     def port(self) -> int:
@@ -119,15 +145,68 @@ class Service:
     def admin_port(self) -> int | None:
         return self._admin.port if self._admin is not None else None
 
+    def busy(self) -> str:
+        """Why the process can be neither reloaded nor restarted now, such as ``starting``; empty if it can."""
+        return "handing over" if self.driver.engine.fleet.state.standby else self._unready
+
+    @property
+    def has_own_workers(self) -> bool:
+        """Whether workers end with this process."""
+        return bool(self._own_workers)
+
+    @property
+    def descriptors(self) -> tuple[list[int], list[int]]:
+        """Of the listening sockets: data plane, admin."""
+        assert self._server is not None
+        return self._server.descriptors, [self._admin.descriptor] if self._admin is not None else []
+
+    @property
+    def local_address(self) -> tuple[str, int]:
+        """Where the data plane is reached from this machine."""
+        host = self.settings.listen.host
+        return {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host), self.port
+
+    def _source(self) -> ProcessSource:
+        return ProcessSource(
+            worst_lag_s=lambda: self._pulse.worst_s,
+            stalled_s=lambda: self._pulse.stalled_s,
+            clients=lambda: self._server.connections if self._server is not None else 0,
+            workers=lambda: sum(
+                port.upstream.connections for port in (*self.fleet.ports.values(), *self.fleet.leaving)
+            ),
+            standby=lambda: self.driver.engine.fleet.state.standby,
+            reload=lambda: self.reload_state,
+        )
+
+    def reconfigure(self) -> None:
+        """Let ``settings`` hold in the shell; the core is told by an event."""
+        self.gateway.reconfigure(_timeouts(self.settings), body_bytes_max=self.settings.limits.body_bytes)
+        self.logs.set_level(self.settings.log.level)
+
+    def retire(self) -> None:
+        """Another process lets clients in: what is open here ends here, and what was learned is for it to keep."""
+        assert self._server is not None
+        self._unready, self._retired = "draining", True
+        self._server.retire()
+        if self._admin is not None:
+            self._admin.retire()
+        self.memory = None
+        if self._memory_task is not None:
+            self._memory_task.cancel()
+
+    async def save_learned(self) -> None:
+        """Write down what was learned, for the next process to read."""
+        if self.memory is not None:
+            await self.memory.write()
+
     def _record(self) -> None:
         """Begin the event log, if it is wanted and can be written: its first line is the state of this moment."""
         record, engine = self.settings.record, self.driver.engine
         if record is None:
             return
-        config = engine.config
 
         def header() -> bytes:
-            return header_line(__version__, config, engine.snapshot())
+            return header_line(__version__, engine.config, engine.snapshot())
 
         try:
             folder = record_folder(record.path)
@@ -152,7 +231,7 @@ class Service:
         )
         if self.memory.recall():
             self.logs.info("remembered what was learned earlier", file=str(path))
-        self.tasks.spawn(self.memory.keep(), name="memory")
+        self._memory_task = self.tasks.spawn(self.memory.keep(), name="memory")
 
     async def start(self) -> None:
         """Take the addresses, start own workers, join all, observe, then let clients in.
@@ -161,24 +240,25 @@ class Service:
         before the first step, but after the addresses: a start in vain must not push older files out.
         """
         settings = self.settings
-        with _binding(settings.listen):
-            self._server = await bind(
-                self.gateway, settings.listen.host, settings.listen.port, limits=self._http_limits()
-            )
-        if settings.admin is not None:
-            with _binding(settings.admin):
-                self._admin = await listen_admin(
-                    self._admin_app(settings.admin), settings.admin.host, settings.admin.port
-                )
+        taking = await self._prepare()
+        if settings.admin is not None and taking is None:
+            await self._open_admin(settings.admin)
         self._recall()
         self._record()
+        if taking is not None:
+            self.driver.feed(StandbyChanged(standby=True))
         for position, worker in enumerate(settings.workers):
             await self._add(worker, position)
         await self.fleet.settled(SETTLE_TIMEOUT_S)
         self._warn_of_shared_memory()
+        assert self._server is not None
         with _binding(settings.listen):
             await self._server.accept()
         self._unready = ""
+        if taking is not None:
+            if settings.admin is not None:
+                await self._open_admin(settings.admin)
+            self.tasks.spawn(taking.accepting(), name="take over")
         self.logs.info("listening", gateway=f"{settings.listen.host}:{self.port}", admin_port=self.admin_port)
 
     def _http_limits(self) -> Limits:
@@ -187,30 +267,55 @@ class Service:
             self.logs.warning("few file descriptors: fewer clients at once; raise `ulimit -n`", connections=most)
         return Limits(connections_max=most, bodies_bytes_max=self.settings.limits.bodies_bytes)
 
+    async def _prepare(self) -> Taking | None:
+        """Take the data plane's address; who takes over from another process then waits until that leaves the rest."""
+        settings, inherited = self.settings, self._inherited
+        with _binding(settings.listen):
+            check_inherited(inherited.gateway, settings.listen, insecure=settings.insecure)
+            host, port = settings.listen.host, settings.listen.port
+            self._server = await bind(self.gateway, host, port, socks=inherited.gateway, limits=self._http_limits())
+        if settings.admin is not None:
+            with _binding(settings.admin):
+                check_inherited(inherited.admin, settings.admin, insecure=settings.insecure)
+        if inherited.talk is None:
+            return None
+        if any(worker.url is None for worker in settings.workers):
+            raise CannotStart("workers of our own cannot be taken over from another process")
+        taking = Taking(self, inherited.talk)
+        await taking.prepared()
+        return taking
+
+    async def _open_admin(self, address: Address) -> None:
+        socks = self._inherited.admin
+        with _binding(address):
+            self._admin = await listen_admin(
+                self._admin_app(address), address.host, address.port, sock=socks[0] if socks else None
+            )
+
     def _admin_app(self, address: Address) -> FastAPI:
         hosts = [*LOOPBACK_HOSTS, address.host]
         if not address.loopback:
             hosts.append(socket.gethostname())
-        front = Front(unready=lambda: self._unready, core_id=self.gateway.core_id)
+        front = Front(unready=lambda: self._unready, core_id=self.gateway.core_id, lifecycle=self.lifecycle)
         return admin_app(self.driver, self.fleet, self.metrics, hosts=tuple(hosts), front=front)
 
     async def _add(self, worker: WorkerSettings, position: int) -> None:
         own = await start_own_worker(worker, position)
         if own is not None:
             self._own_workers.append(own.close)
-            host, port, path = "127.0.0.1", own.port, ""
+            self._join(worker, worker.name or f"{worker.kind}-{position}", Upstream("127.0.0.1", own.port))
         else:
-            assert worker.url is not None, "a worker is one of three kinds"
-            host, port, path = worker.url.host, worker.url.port, worker.url.path
-        default_name = f"{host}:{port}" if own is None else f"{worker.kind}-{position}"
-        self.fleet.add(
-            OllamaWorker(
-                WorkerId(worker.name or default_name),
-                Upstream(host, port, base_path=path),
-                settings=self._adapter_settings(worker),
-                now_utc=self.clock.rfc3339,
-            )
-        )
+            self.add_remote(worker)
+
+    def add_remote(self, worker: WorkerSettings) -> None:
+        """Begin to join somebody else's server; returns at once."""
+        assert worker.url is not None, "a worker is one of three kinds"
+        host, port, path = worker.url.host, worker.url.port, worker.url.path
+        self._join(worker, worker.name or f"{host}:{port}", Upstream(host, port, base_path=path))
+
+    def _join(self, worker: WorkerSettings, name: str, upstream: Upstream) -> None:
+        adapter = self._adapter_settings(worker)
+        self.fleet.add(OllamaWorker(WorkerId(name), upstream, settings=adapter, now_utc=self.clock.rfc3339))
 
     def _adapter_settings(self, worker: WorkerSettings) -> AdapterSettings:
         alone = worker.vram_bytes is None and self._here() == [worker]
@@ -260,19 +365,25 @@ class Service:
         if self._server is not None:
             self._server.end_grace()
 
-    async def close(self, *, grace_s: float = CLOSE_GRACE_S) -> None:
+    async def close(self, *, grace_s: float | None = None) -> None:
         """Let answers under way finish within ``grace_s``, then stop. Nothing is unloaded: a restart adopts it.
 
-        A step that fails or hangs is logged and keeps no later one from being taken, nor does a cancellation.
+        Without ``grace_s`` it is what the settings say. A step that fails or hangs is logged and keeps no later one
+        from being taken, nor does a cancellation.
         """
         self._unready = "draining"
+        grace_s = self.settings.limits.grace_us / 1e6 if grace_s is None else grace_s
         grace_s = 0.0 if self._in_a_hurry else grace_s
+        self._pulse.close()
+        self._inherited.close_talk()
         async with AsyncExitStack() as steps:  # they run from the last one to the first
             if self.recorder is not None:
                 steps.push_async_callback(self._end, "event log", asyncio.to_thread, self.recorder.close)
             for close in self._own_workers:
                 steps.push_async_callback(self._end, "own worker", close)
             steps.push_async_callback(self._end, "workers", self.fleet.close)
+            if self.gateway.relay is not None:
+                steps.push_async_callback(self._end, "relay", self.gateway.relay.upstream.close)
             steps.push_async_callback(self._end, "tasks", self.tasks.close)
             if self.memory is not None:
                 steps.push_async_callback(self._end, "memory", self.memory.write)
@@ -284,8 +395,10 @@ class Service:
                 steps.push_async_callback(self._drain, self._server, grace_s)
 
     async def _drain(self, server: Server, grace_s: float) -> None:
+        lame_duck_s = LINGER_S if self._retired else self.settings.lame_duck_s
+
         async def drain() -> None:
-            await server.close(grace_s, on_cut=self.gateway.end_all)
+            await server.close(grace_s, lame_duck_s=lame_duck_s, on_cut=self.gateway.end_all)
 
         await self._end("gateway", drain, grace_s=grace_s)
 

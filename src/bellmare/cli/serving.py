@@ -5,16 +5,21 @@ import gc
 import os
 import signal
 import sys
-from collections.abc import Coroutine, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self
 
 from rich.console import Console
 
+from bellmare.admin.lifecycle import Lifecycle
 from bellmare.cli import banner
 from bellmare.cli.discovery import Found, NothingFound, find_workers
+from bellmare.cli.handover import Handover, same_command
+from bellmare.cli.inheriting import BadInheritance, Inherited, take_inherited
 from bellmare.cli.own_workers import CannotStart
+from bellmare.cli.reloading import Reloader
 from bellmare.cli.service import CannotListen, Service
 from bellmare.observability.logs import open_logs
 from bellmare.settings import Settings, SettingsError, load_settings
@@ -32,12 +37,14 @@ def fail(message: str, status: int) -> NoReturn:
     raise SystemExit(status)
 
 
+def _file(path: Path | None) -> Path | None:
+    return DEFAULT_FILE if path is None and DEFAULT_FILE.exists() else path
+
+
 def read_settings(path: Path | None, overrides: dict[str, object] | None = None) -> Settings:
     """Settings from file, environment and flags; every problem is printed and the process ends if there is one."""
-    if path is None and DEFAULT_FILE.exists():
-        path = DEFAULT_FILE
     try:
-        return load_settings(path, environment=os.environ, overrides=overrides or {})
+        return load_settings(_file(path), environment=os.environ, overrides=overrides or {})
     except SettingsError as error:
         for problem in error.problems:
             sys.stderr.write(f"{problem}\n")
@@ -61,6 +68,10 @@ def serve_command(
         overrides["admin"] = admin
     if workers:
         overrides["workers"] = [{"url": url} for url in workers]
+    try:
+        inherited = take_inherited(os.environ)
+    except BadInheritance as error:
+        fail(str(error), EXIT_NOT_STARTED)
     settings = read_settings(config, overrides)
     console = Console(stderr=True)
     if not settings.workers and not discover:
@@ -70,7 +81,12 @@ def serve_command(
         try:
             if not settings.workers:
                 settings = _discover(settings, console, found)
-            _run(_serve(settings, found, console=None if quiet else console))
+
+            def reread() -> Settings:
+                again = load_settings(_file(config), environment=os.environ, overrides=overrides)
+                return again if again.workers else again.with_workers(*found.workers)
+
+            _run(_serve(settings, Start(found, inherited, reread), console=None if quiet else console))
         finally:
             found.close()
 
@@ -107,20 +123,29 @@ def _run(work: Coroutine[None, None, None]) -> None:
     uvloop.run(work)
 
 
-async def _serve(settings: Settings, found: Found, *, console: Console | None) -> None:
+@dataclass(slots=True, frozen=True)
+class Start:
+    """What a process began with beside its settings."""
+
+    found: Found
+    inherited: Inherited
+    reread: Callable[[], Settings]
+
+
+async def _serve(settings: Settings, start: Start, *, console: Console | None) -> None:
     logs = open_logs(level=settings.log.level, line_format=settings.log.format)
     logs.capture_standard()
     for warning in settings.warnings:
         logs.warning(warning)
-    service = Service(settings, logs)
+    service = Service(settings, logs, inherited=start.inherited)
     try:
-        with _Stop(service) as stop:
+        with _Stop(service) as stop, _Commands(service, start, stop):
             try:
                 if await _started(service, stop):
                     gc.collect()
                     gc.freeze()  # what start-up made lives for ever: the collector need not look at it again
                     if console is not None:
-                        banner.show(console, service, found if found.how else None)
+                        banner.show(console, service, start.found if start.found.how else None)
                     await stop.asked.wait()
                 logs.info("stopping; a second signal cuts what still runs", requests=service.driver.requests)
             finally:
@@ -144,6 +169,48 @@ async def _started(service: Service, stop: "_Stop") -> bool:
     return not stop.asked.is_set()
 
 
+class _Commands:
+    """SIGHUP and SIGUSR2 while it lasts, and the same from the admin API."""
+
+    def __init__(self, service: Service, start: Start, stop: "_Stop") -> None:
+        self._loop = asyncio.get_running_loop()
+        self._service = service
+        self._stop = stop
+        self._reloader = Reloader(service, start.reread)
+        self._handover = Handover(
+            service, command=same_command(), children=bool(start.found.processes), on_done=stop.asked.set
+        )
+        self._terminal = _has_terminal()
+        service.lifecycle = Lifecycle(reload=self._reloader.reload, restart=self._handover.restart)
+
+    def __enter__(self) -> Self:
+        if sys.platform != "win32":
+            self._loop.add_signal_handler(signal.SIGHUP, self._hung_up)
+            self._loop.add_signal_handler(signal.SIGUSR2, self._handover.signalled)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if sys.platform != "win32":
+            for number in (signal.SIGHUP, signal.SIGUSR2):
+                self._loop.remove_signal_handler(number)
+                signal.signal(number, signal.SIG_IGN)  # by default they would end what is just ending in good order
+
+    def _hung_up(self) -> None:
+        """Reload; but a terminal that is gone sends the same signal, and means the end."""
+        if self._terminal and not _has_terminal():
+            self._stop.signalled()
+        else:
+            self._reloader.signalled()
+
+
+def _has_terminal() -> bool:
+    try:
+        os.close(os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY))
+    except OSError:
+        return False
+    return True
+
+
 class _Stop:
     """SIGINT and SIGTERM while it lasts: the first stops in good order, the second cuts what still runs."""
 
@@ -158,9 +225,9 @@ class _Stop:
     def __enter__(self) -> Self:
         for number in (signal.SIGINT, signal.SIGTERM):
             try:
-                self._loop.add_signal_handler(number, self._signalled)
+                self._loop.add_signal_handler(number, self.signalled)
             except NotImplementedError:  # Windows
-                signal.signal(number, lambda *_: self._loop.call_soon_threadsafe(self._signalled))
+                signal.signal(number, lambda *_: self._loop.call_soon_threadsafe(self.signalled))
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -172,7 +239,7 @@ class _Stop:
                 signal.signal(number, signal.default_int_handler)
         signal.signal(signal.SIGTERM, self._sigterm_before)
 
-    def _signalled(self) -> None:
+    def signalled(self) -> None:
         if self.asked.is_set():
             self._service.cut()
             return

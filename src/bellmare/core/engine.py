@@ -20,6 +20,7 @@ from bellmare.core import (
     operator,
     queueing,
     reconcile,
+    reconfigure,
     scheduler,
 )
 from bellmare.core.check import check
@@ -36,6 +37,7 @@ from bellmare.core.decisions import (
     UnloadCause,
 )
 from bellmare.core.events import (
+    ConfigChanged,
     DispatchFailed,
     Event,
     FaultKind,
@@ -48,6 +50,7 @@ from bellmare.core.events import (
     RequestArrived,
     RequestCancelled,
     RequestFinished,
+    StandbyChanged,
     TimePassed,
     UnloadRequested,
     WorkerAdded,
@@ -59,6 +62,7 @@ from bellmare.core.eviction.registry import policy
 from bellmare.core.explain import Story
 from bellmare.core.express import Express
 from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.knowledge import Experience
 from bellmare.core.residency import Cue
 from bellmare.core.shadows import Shadowing, ShadowReport
 from bellmare.core.state import Request, RequestPhase, State, Worker
@@ -108,6 +112,8 @@ class Engine:
             UnloadRequested: lambda event: operator.unload_requested(self.fleet, event),
             ModelReleased: self._model_released,
             HintGiven: lambda event: hints.given(self.fleet, event),
+            ConfigChanged: self._config_changed,
+            StandbyChanged: lambda event: reconfigure.stand_by(self.fleet, event.standby),
             TimePassed: lambda event: None,
         }
         self._heeded: dict[type[Decision], Callable[[Any], None]] = {
@@ -393,6 +399,21 @@ class Engine:
         model = self.fleet.resolve(event.name)
         if model is not None:
             model.released_us = self.fleet.now_us
+
+    # ------------------------------------------------------------------ what operators set
+
+    def _config_changed(self, event: ConfigChanged) -> None:
+        before, state = self.config, self.fleet.state
+        # Ghosts that begin in mid-stream would be compared with a fleet that has been at it for hours.
+        self.config = msgspec.structs.replace(event.config, shadows=before.shadows)
+        reconfigure.heed(self.fleet, self.config)
+        if self.config.eviction not in (before.eviction, state.policy):
+            ghost = state.shadows.ghosts.get(self.config.eviction)
+            state.experience = deepcopy(ghost.experience) if ghost is not None else Experience()
+            state.policy = self.config.eviction
+            state.shadows.switched_us = self.fleet.now_us
+            self.policy = policy(state.policy, state.experience)
+            self._shadowing = Shadowing(self.fleet)
 
     # ------------------------------------------------------------------ time
 

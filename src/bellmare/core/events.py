@@ -4,6 +4,7 @@ from enum import StrEnum
 
 import msgspec
 
+from bellmare.core.config import CoreConfig
 from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, SpanUs, WorkerId
 
 
@@ -253,6 +254,21 @@ class HintGiven(Event, frozen=True, tag=True):
     """After so long it is no longer expected; zero: the configured default."""
 
 
+class ConfigChanged(Event, frozen=True, tag=True):
+    """The operator's settings have changed. All but ``shadows`` holds from here on; nothing resident leaves for it."""
+
+    config: CoreConfig
+
+
+class StandbyChanged(Event, frozen=True, tag=True):
+    """Whether another process decides what is resident: until told otherwise no load and no unload begins here.
+
+    What runs goes on, and requests still go to what is resident.
+    """
+
+    standby: bool
+
+
 class TimePassed(Event, frozen=True, tag=True):
     """Nothing happened but time: a deadline of ``next_deadline_us`` is due."""
 
@@ -272,5 +288,7 @@ AnyEvent = (
     | UnloadRequested
     | ModelReleased
     | HintGiven
+    | ConfigChanged
+    | StandbyChanged
     | TimePassed
 )

@@ -10,11 +10,15 @@ from bellmare.core.scheduler import ask_to_leave, start
 from bellmare.core.state import Model
 from bellmare.core.units import WorkerId
 
+HANDED_OVER = "another process is taking over: ask again in a moment"
 PRESENT = (Residency.loading, Residency.resident)
 
 
 def load_requested(fleet: Fleet, policy: EvictionPolicy, event: LoadRequested) -> None:
     """Start a load now, or say why that cannot be."""
+    if fleet.state.standby:
+        _answer(fleet, event.ticket, False, text=HANDED_OVER)
+        return
     model = fleet.resolve(event.name)
     if model is None:
         _answer(fleet, event.ticket, False, text=f"model '{event.name}' not found on any worker")
@@ -72,6 +76,9 @@ def _why_not(fleet: Fleet, model: Model, worker_id: WorkerId | None) -> str:
 
 def unload_requested(fleet: Fleet, event: UnloadRequested) -> None:
     """Let a model leave: requests under way finish, then it goes."""
+    if fleet.state.standby:
+        _answer(fleet, event.ticket, False, text=HANDED_OVER)
+        return
     model = fleet.resolve(event.name)
     if model is None:
         _answer(fleet, event.ticket, False, text=f"model '{event.name}' not found on any worker")

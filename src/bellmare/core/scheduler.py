@@ -39,6 +39,8 @@ ADOPT_TIMEOUT_US = SpanUs(60 * SECOND_US)
 def run(fleet: Fleet, policy: EvictionPolicy) -> None:
     """Do all that follows from the marks that the event left, up to the step's bounds."""
     _settle(fleet, policy)
+    if fleet.state.standby:
+        return
     if fleet.state.look_ahead:
         fleet.state.look_ahead = False
         scarce = fleet.pending or len(fleet.blocked) >= len(fleet.room)
@@ -97,13 +99,14 @@ def _reassess(fleet: Fleet, policy: EvictionPolicy, model: Model) -> None:
         fleet.set_want(model, Want.nothing)
     elif _has_supply(fleet, model):
         fleet.set_want(model, Want.nothing)
-        if model.waiting:
+        if model.waiting and not fleet.state.standby:
             _consider_replica(fleet, policy, model)
     elif model.want is Want.nothing:
         fleet.set_want(model, Want.pending)
     else:
         head = fleet.wanting(model)
-        if model.want is Want.blocked and head is not None and _terms(head) != model.tried_for:
+        again = model.want is Want.blocked and head is not None and _terms(head) != model.tried_for
+        if again and not fleet.state.standby:
             place(fleet, policy, model)
         else:
             fleet.set_want(model, model.want)
@@ -209,6 +212,8 @@ def ask_to_leave(fleet: Fleet, worker: Worker, runner: Runner, *, cause: UnloadC
 def advance(fleet: Fleet, policy: EvictionPolicy, worker: Worker) -> None:
     """Do the next thing that this worker's loader should do, if it is free. One operation at a time."""
     if not worker.healthy or worker.operation is not None or worker.distrust_us >= worker.observed_us:
+        return
+    if fleet.state.standby:
         return
     if worker.placement is not None and _carry_on(fleet, worker, worker.placement):
         return
@@ -415,7 +420,8 @@ def _wanted_again(fleet: Fleet, runner: Runner, cause: UnloadCause) -> bool:
     """It was to leave ahead of demand, its unload did not come off, and now it is there or asked for: no hurry."""
     if cause is not UnloadCause.ahead:
         return False
-    return runner.residency is Residency.resident or fleet.state.models[runner.model].waiting > 0
+    model = fleet.state.models[runner.model]
+    return runner.residency is Residency.resident or model.waiting > 0 or fleet.model_config(model).pinned
 
 
 def _let_stay(fleet: Fleet, worker: Worker, runner: Runner) -> None:

@@ -325,3 +325,5 @@ class State(msgspec.Struct):
     """By name, since the last step that was not of the express lane."""
     rested: dict[WorkerId, None] = {}
     """Workers on which a runner became idle since then."""
+    standby: bool = False
+    """Another process decides what is resident: no operation begins here."""

@@ -18,6 +18,7 @@ from bellmare.gateway.faults import STATUS_LEFT
 from bellmare.gateway.guard import LOOPBACK_GUARD, Guard
 from bellmare.gateway.hinting import Hinting, next_models
 from bellmare.gateway.parsing import INLINE_BYTES_MAX, LargeBodies
+from bellmare.gateway.relay import Relay
 from bellmare.gateway.tenants import Tenants, priority_of
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
@@ -74,6 +75,14 @@ class Gateway:
         """For requests that brought their own id, what the core calls them; the newest ``CORE_IDS_MAX``."""
         self.large_bodies = LargeBodies(lambda: accounts.refused_early(STATUS_LEFT))
         self._routes = self._table(body_bytes_max)
+        self.relay: Relay | None = None
+        """Once another process has taken over: requests for models are its to answer."""
+
+    def reconfigure(self, timeouts: GatewayTimeouts, *, body_bytes_max: int) -> None:
+        """Let changed settings hold for the requests that come from now on."""
+        self.timeouts = timeouts
+        self._routes = self._table(body_bytes_max)
+        self.tenants.name(self.driver.engine.config.tenants)
 
     def _table(self, body: int) -> dict[str, Route]:
         catalogue = self.catalogue
@@ -138,6 +147,9 @@ class Gateway:
     def _infer(self, parse: Callable[[bytes], Errand], body_bytes_max: int) -> Route:
         def answer(exchange: Exchange) -> None:
             request = exchange.request
+            if self.relay is not None:
+                self.relay.take(exchange)
+                return
             if request.body_bytes <= INLINE_BYTES_MAX:
                 try:
                     errand = parse(request.body)
@@ -242,6 +254,14 @@ class Gateway:
     def core_id(self, public_id: str) -> str | None:
         """What the core calls a request that its client called ``public_id``; None if that is not remembered."""
         return self._core_ids.get(public_id)
+
+    def give_away(self, relay: Relay) -> None:
+        """Have another process answer all that waits and all that comes; what is being answered goes on here."""
+        self.relay = relay
+        for conversation in list(self._open.values()):
+            if conversation.withdraw():
+                del self._open[conversation.request]
+                relay.take(conversation.exchange)
 
     def end_all(self) -> None:
         """The grace of a shutdown is over: every request under way gets its error, none is cut in silence."""

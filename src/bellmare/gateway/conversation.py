@@ -298,6 +298,15 @@ class Conversation:
         self.detail = detail
         self.desk.driver.feed(DispatchFailed(request=self.request, worker=self.dispatched.worker, fault=fault))
 
+    def withdraw(self) -> bool:
+        """Leave a request that still waits to another process, which accounts for it; whether it did wait."""
+        if self.ended or self._call is not None or self.exchange.started:
+            return False
+        self.ended = True
+        self.exchange.listener = None
+        self.desk.driver.feed(RequestCancelled(request=self.request))
+        return True
+
     def shut(self) -> None:
         """The gateway goes down and cannot wait for it: tell the client, in its dialect, and free the worker."""
         if self.ended:

@@ -27,6 +27,10 @@ class Tenants:
         self._named = named
         self._secret = os.urandom(32) if secret is None else secret
 
+    def name(self, named: Container[str]) -> None:
+        """These client addresses have a weight from now on."""
+        self._named = named
+
     def of(self, request: Request) -> str:
         """By the key that the client sent, else by its address; an address that has a weight is called by itself."""
         for header in KEY_HEADERS:

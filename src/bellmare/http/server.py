@@ -4,7 +4,7 @@ import asyncio
 import email.utils
 import socket
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from bellmare.http.connection import Connection
@@ -28,7 +28,11 @@ class Server:
         self.app = app
         self.limits = limits
         self.closing = False
-        """No new connections; answers carry ``connection: close``."""
+        """Answers carry ``connection: close``."""
+        self._refusing = False
+        """No new connections."""
+        self._retired = False
+        self._hurried = False
         self.port = 0
         self.date_line = b""
         """A response's Date (RFC 9110 6.6.1), as old as the last sweep."""
@@ -42,7 +46,7 @@ class Server:
         """Of all large bodies of requests under way."""
         self._receiving: set[Connection] = set()
         """Connections with a large body that is still coming."""
-        self._listener: asyncio.Server | None = None
+        self._listeners: list[asyncio.Server] = []
         self._empty = asyncio.Event()
         self._empty.set()
         self._grace: asyncio.Timeout | None = None
@@ -60,35 +64,60 @@ class Server:
         most = self.limits.connections_max
         return len(self._connections) > most + most // _REFUSED_SHARE + 1
 
-    async def open(self, host: str, port: int, sock: socket.socket | None) -> None:
-        """Take the address, or ``sock`` if there is one; nobody is accepted yet."""
-        where: dict[str, Any] = {"host": host, "port": port} if sock is None else {"sock": sock}
+    @property
+    def descriptors(self) -> list[int]:
+        """Of the listening sockets, for a process that is to take them over."""
+        return [sock.fileno() for listener in self._listeners for sock in listener.sockets]
+
+    async def open(self, host: str, port: int, socks: Sequence[socket.socket] = ()) -> None:
+        """Take the address, or ``socks`` if there are any; nobody is accepted yet."""
+        places: list[dict[str, Any]] = [{"sock": sock} for sock in socks] or [{"host": host, "port": port}]
         try:
-            self._listener = await self._loop.create_server(
-                lambda: Connection(self), backlog=_BACKLOG, start_serving=False, **where
-            )
+            for place in places:
+                listener = await self._loop.create_server(
+                    lambda: Connection(self), backlog=_BACKLOG, start_serving=False, **place
+                )
+                self._listeners.append(listener)
         except BaseException:
             self._sweeper.cancel()
+            for listener in self._listeners:
+                listener.close()
             raise
-        address = self._listener.sockets[0].getsockname()
+        address = self._listeners[0].sockets[0].getsockname()
         self.port = address[1] if isinstance(address, tuple) else 0
 
     async def accept(self) -> None:
         """Begin to accept. Raises OSError if somebody else listens there by now."""
-        assert self._listener is not None, "open comes first"
-        await self._listener.start_serving()
+        assert self._listeners, "open comes first"
+        for listener in self._listeners:
+            await listener.start_serving()
 
-    async def close(self, grace_s: float, *, on_cut: Callable[[], None] | None = None) -> None:
+    def retire(self) -> None:
+        """Accept no more: another process does. Open connections are served on, each with one more answer."""
+        self.closing = True
+        self._retired = True
+        for listener in self._listeners:
+            listener.close()
+
+    async def close(
+        self, grace_s: float, *, lame_duck_s: float = 0.0, on_cut: Callable[[], None] | None = None
+    ) -> None:
         """Stop accepting, let running exchanges end within ``grace_s`` seconds, cut the rest. May be called twice.
 
-        ``on_cut`` is called once before the first connection is cut, if there is any: it may still end exchanges.
+        For the first ``lame_duck_s`` of them clients are still let in, and idle connections kept, so that whoever
+        sends them here may learn of it; each gets one more answer. ``on_cut`` is called once before the first
+        connection is cut, if there is any: it may still end exchanges.
         """
+        began = self.now()
         self.closing = True
-        if self._listener is not None:
-            self._listener.close()
+        if lame_duck_s:
+            await self._wait_for(self._empty if self._retired else asyncio.Event(), min(lame_duck_s, grace_s))
+        self._refusing = True
+        for listener in self._listeners:
+            listener.close()
         for connection in tuple(self._connections):
             connection.close_if_idle()
-        await self._wait_until_empty(grace_s)
+        await self._wait_until_empty(0.0 if self._hurried else max(0.0, grace_s - (self.now() - began)))
         if self._connections and on_cut is not None:
             try:
                 on_cut()
@@ -104,6 +133,7 @@ class Server:
 
     def end_grace(self) -> None:
         """Have a ``close`` under way go on as if its grace were over."""
+        self._hurried = True
         grace, self._grace = self._grace, None
         if grace is not None and not grace.expired():
             grace.reschedule(self.now())
@@ -115,7 +145,7 @@ class Server:
         self._connections.add(connection)
         self._empty.clear()
         full = len(self._connections) > self.limits.connections_max
-        if self.closing or (full and not self._drop_idle()):
+        if self._refusing or (full and not self._drop_idle()):
             return False
         self._idle[connection] = None
         return True
@@ -189,9 +219,12 @@ class Server:
         self.date_line = b"date: %b\r\n" % email.utils.formatdate(usegmt=True).encode()
 
     async def _wait_until_empty(self, timeout_s: float) -> None:
+        await self._wait_for(self._empty, timeout_s)
+
+    async def _wait_for(self, event: asyncio.Event, timeout_s: float) -> None:
         try:
             async with asyncio.timeout(timeout_s) as self._grace:
-                await self._empty.wait()
+                await event.wait()
         except TimeoutError:
             pass  # the caller cuts what is left
         finally:
@@ -206,7 +239,7 @@ async def listen(
     Raises OSError if the address cannot be bound.
     """
     server = Server(app, limits)
-    await server.open(host, port, sock)
+    await server.open(host, port, () if sock is None else (sock,))
     try:
         await server.accept()
     except BaseException:
@@ -215,8 +248,13 @@ async def listen(
     return server
 
 
-async def bind(app: Application, host: str, port: int, *, limits: Limits = DEFAULT_LIMITS) -> Server:
-    """As ``listen``, but nobody is let in before ``Server.accept``: until then a connection is refused."""
+async def bind(
+    app: Application, host: str, port: int, *, limits: Limits = DEFAULT_LIMITS, socks: Sequence[socket.socket] = ()
+) -> Server:
+    """As ``listen``, but nobody is let in before ``Server.accept``: until then a connection is refused.
+
+    ``socks`` are listening sockets that were inherited: a connection to them waits meanwhile.
+    """
     server = Server(app, limits)
-    await server.open(host, port, None)
+    await server.open(host, port, socks)
     return server

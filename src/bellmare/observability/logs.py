@@ -39,15 +39,19 @@ _OPERATION_FIELDS = frozenset(OperationFields.__annotations__)
 class Logs:
     """The process's log. Made once at start by :func:`open_logs` and passed to who needs it; no global state."""
 
-    def __init__(self, writer: LineWriter, *, lowest: int, people: bool) -> None:
-        """Lines from the level ``lowest`` (of ``logging``) on, as text for ``people`` or else as JSON."""
+    def __init__(self, writer: LineWriter, *, level: str, people: bool) -> None:
+        """Lines from ``level`` on, as text for ``people`` or else as JSON."""
         self._writer = writer
-        self._lowest = lowest
         self._stamps = Stamps()
         self._render: Callable[[dict[str, Any]], bytes] = _render_text if people else _render_json
         self._render_request = render_text if people else render_json
-        self._tells_requests = lowest <= logging.INFO
         self._told = 0
+        self.set_level(level)
+
+    def set_level(self, level: str) -> None:
+        """Write lines of ``level`` and above from now on: debug, info, warning or error."""
+        self._lowest = _LEVELS[level]
+        self._tells_requests = self._lowest <= logging.INFO
 
     @property
     def dropped(self) -> int:
@@ -179,5 +183,4 @@ def open_logs(
     """Start the log. ``level`` and ``line_format`` as ``log`` in the settings; ``stream`` by default standard error."""
     target = sys.stderr if stream is None else stream
     people = line_format == "text" or (line_format == "auto" and target.isatty())
-    lowest = logging.getLevelNamesMapping()[level.upper()]
-    return Logs(LineWriter(target, lines_max=lines_max), lowest=lowest, people=people)
+    return Logs(LineWriter(target, lines_max=lines_max), level=level, people=people)

@@ -128,6 +128,10 @@ class Metrics:
             _EventLogCollector(lambda: self.event_log),
         )
 
+    def add(self, collector: Collector) -> None:
+        """Have the families of ``collector`` told too, behind all others."""
+        self._collectors += (collector,)
+
     def scrape(self) -> bytes:
         """The text that Prometheus scrapes, as of now or of a moment ago: see ``COST_MAX``."""
         now_s = self._clock_s()

@@ -24,12 +24,20 @@ class Observer:
         self._tasks = tasks
         self._interval_s = interval_s
         self._kicks: dict[WorkerId, asyncio.Event] = {}
+        self._loops: dict[WorkerId, asyncio.Task[None]] = {}
         driver.on(Observe, self._kick)
 
     def watch(self, port: WorkerPort) -> None:
         """Observe ``port`` from now on, first at once."""
         self._kicks[port.worker] = asyncio.Event()
-        self._tasks.spawn(self._loop(port), name=f"observe {port.worker}")
+        self._loops[port.worker] = self._tasks.spawn(self._loop(port), name=f"observe {port.worker}")
+
+    def forget(self, worker: WorkerId) -> None:
+        """Observe it no more, if it was."""
+        self._kicks.pop(worker, None)
+        loop = self._loops.pop(worker, None)
+        if loop is not None:
+            loop.cancel()
 
     def _kick(self, decision: Observe) -> None:
         kick = self._kicks.get(decision.worker)

@@ -18,6 +18,7 @@ def check(settings: Settings) -> Iterator[Finding]:
     yield from _listeners(settings)
     yield from _queue(settings)
     yield from _bodies(settings)
+    yield from _grace(settings)
     for index, worker in enumerate(settings.workers):
         yield from _worker(worker, settings, path=("workers", index))
     yield from _duplicate_workers(settings)
@@ -62,6 +63,13 @@ def _bodies(settings: Settings) -> Iterator[Finding]:
             ("limits", "bodies"),
             f"{shown[0]} is less than `limits.body` ({shown[1]}): the largest could never be read",
         )
+
+
+def _grace(settings: Settings) -> Iterator[Finding]:
+    limits = settings.limits
+    if limits.lame_duck_us is not None and limits.lame_duck_us > limits.grace_us:
+        shown = show_duration(limits.lame_duck_us), show_duration(limits.grace_us)
+        yield ("limits", "lame_duck"), f"{shown[0]} is more than `limits.grace` ({shown[1]}), of which it is a part"
 
 
 def _worker(worker: WorkerSettings, settings: Settings, *, path: Path) -> Iterator[Finding]:

@@ -32,6 +32,8 @@ ADMIN_PORT = 11436
 TIB = 1 << 40
 DAY_US = 86_400 * SECOND_US
 MILLISECOND_US = 1_000
+LAME_DUCK_US = 5 * SECOND_US
+"""Kubernetes takes an endpoint out within a second or two; a balancer that asks `/readyz` every 2 s, within four."""
 WORKERS_MAX = 1000
 MODELS_MAX = 2000
 TENANTS_MAX = 1000
@@ -118,6 +120,19 @@ class LimitSettings(Section):
         default=SpanUs(60 * SECOND_US),
         alias="token_timeout",
         description="Silence in the middle of an answer after which the runner counts as stuck.",
+    )
+    grace_us: Annotated[SpanUs, Duration(0, DAY_US)] = Field(
+        default=SpanUs(30 * SECOND_US),
+        alias="grace",
+        description="From the signal to stop until answers that still run are ended with an error.",
+    )
+    lame_duck_us: Annotated[SpanUs, Duration(0, DAY_US)] | None = Field(
+        default=None,
+        alias="lame_duck",
+        description=(
+            "The part of `limits.grace` in which clients are still let in while `/readyz` says `draining`: a balancer "
+            "needs some seconds to notice. Absent: 0 on loopback, where nobody balances, else 5s."
+        ),
     )
 
 
@@ -324,6 +339,14 @@ class Settings(Section):
         """Bytes kept free on a worker of ``kind`` with so much memory."""
         headroom = HEADROOM_DEFAULTS[kind] if self.headroom is None else self.headroom
         return Bytes(headroom.of(capacity_bytes))
+
+    @property
+    def lame_duck_s(self) -> float:
+        """In seconds, never more than the grace."""
+        wanted_us = self.limits.lame_duck_us
+        if wanted_us is None:
+            wanted_us = SpanUs(0 if self.listen.loopback else LAME_DUCK_US)
+        return min(wanted_us, self.limits.grace_us) / 1e6
 
     def core_config(self) -> CoreConfig:
         """What the decision core is told, and what heads every event log."""

@@ -5,7 +5,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Any
 
-from bellmare.core.config import CoreConfig, ModelConfig
+import msgspec
+
+from bellmare.core.config import CoreConfig, ModelConfig, TenantConfig
 from bellmare.core.eviction.registry import POLICIES
 from bellmare.core.units import SpanUs
 from bellmare.sim.swarm.books import GIB, MIB, SECOND
@@ -233,3 +235,20 @@ def _limits(rng: random.Random, names: tuple[str, ...]) -> CoreConfig:
         switch_loads_min=rng.choice((2, 10)),
         **limits,
     )
+
+
+SETTABLE = (
+    "default_num_ctx", "queue_per_model_max", "queue_total_max", "queue_wait_max_us", "drain_after_us", "drain_max_us",
+    "batch_max_us", "load_timeout_us", "worker_lost_grace_us", "exclusion_us", "eviction", "ahead", "switch_policy",
+    "models",
+)  # fmt: skip
+"""What an operator may change in mid-life; of the tenants the weights."""
+
+
+def change(rng: random.Random, config: CoreConfig, names: tuple[str, ...]) -> CoreConfig:
+    """Some of the settings anew."""
+    drawn = _limits(rng, names)
+    some = {name: getattr(drawn, name) for name in SETTABLE if rng.random() < 0.4}
+    if rng.random() < 0.4:
+        some["tenants"] = {f"tenant-{number}": TenantConfig(weight=rng.choice((1, 2, 7))) for number in range(3)}
+    return msgspec.structs.replace(config, **some)

@@ -32,6 +32,7 @@ def heal(world: World) -> None:
     world.sights = []
     world.errands = []
     world.broken = ()
+    world.stand_by(False)
     must = world.oracle.must
     run_calmly(world, DRAIN_S, until_quiet=True)
     must(not world.oracle.requests, "all requests end", list(world.oracle.requests))
@@ -151,7 +152,7 @@ def meets_truth(world: World) -> None:
         must(not going, "nobody is left half gone", name, going)
         must(state.workers[name].healthy, "all are back in routing", name)
         must(not state.workers[name].placement, "no room is being made for nobody", name)
-    for pinned, said in world.config.models.items():
+    for pinned, said in world.oracle.config.models.items():
         if said.pinned and pinned in world.names and could_serve(world, pinned):
             blob = world.oracle.resolve(pinned)
             there = any(blob in holder.runners for holder in world.workers.values())

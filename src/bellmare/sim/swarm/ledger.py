@@ -7,6 +7,8 @@ taken until its request's end or the end of its aborted prefill.
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
+
 from bellmare.core import decisions as d
 from bellmare.core import events as e
 from bellmare.core.config import CoreConfig
@@ -64,6 +66,10 @@ class Ledger:
         self.counted: dict[str, int] = {}
         """What the core's own counters must say."""
         self.arrivals = 0
+        self.standby = False
+        self.policy = config.eviction
+        self.switched = -1
+        """When the policy was last changed; -1: never."""
         self._told: dict[type[Any], Callable[[Any], None]] = {
             kind: getattr(self, f"_{kind.__name__}") for kind in e.Event.__subclasses__()
         }
@@ -392,6 +398,25 @@ class Ledger:
 
     def _HintGiven(self, event: e.HintGiven) -> None:  # noqa: N802
         self.meet("hinted")
+
+    def _ConfigChanged(self, event: e.ConfigChanged) -> None:  # noqa: N802
+        """What is resident keeps a context that was right so far."""
+        if event.config.eviction not in (self.config.eviction, self.policy):
+            self.policy, self.switched = event.config.eviction, self.now
+            self.meet("policy set")
+        contexts = {blob: self.canonical(blob) for blob in self.blobs}
+        self.config = msgspec.structs.replace(event.config, shadows=self.config.shadows)
+        self._count_votes()
+        for worker in self.workers.values():
+            for blob, runner in worker.runners.items():
+                kept = runner.state in ("ready", "draining") and contexts[blob] <= runner.num_ctx
+                if kept and runner.num_ctx < self.canonical(blob):
+                    runner.granted = runner.num_ctx
+                    self.meet("context kept")
+
+    def _StandbyChanged(self, event: e.StandbyChanged) -> None:  # noqa: N802
+        self.standby = event.standby
+        self.meet(f"standby {event.standby}")
 
     def _TimePassed(self, event: e.TimePassed) -> None:  # noqa: N802
         """The rest of ``told`` is what time does."""

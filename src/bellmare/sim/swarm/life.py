@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from bellmare.core.events import HintSource
 from bellmare.sim.swarm.clients import Clients
-from bellmare.sim.swarm.draws import Action, draw
+from bellmare.sim.swarm.draws import Action, change, draw
 from bellmare.sim.swarm.healing import heal
 from bellmare.sim.swarm.marks import Fault
 from bellmare.sim.swarm.world import World
@@ -18,6 +18,12 @@ COPY_STEPS = 300
 """So long a restored engine runs beside the first."""
 REPLAYED_EVERY = 8
 """Every so manieth seed is recorded and replayed."""
+CHANGED_EVERY = 8
+"""In every so manieth seed operators change settings, and other processes take over for a while."""
+CHANGE_CHANCE = 0.15
+STANDBY_CHANCE = 0.05
+STANDBY_ENDS_CHANCE = 0.5
+"""Each of the three: before so many actions as are drawn at once."""
 ACTIONS_AT_ONCE = 64
 ACTIONS_PER_REQUEST_MAX = 200
 """A life without clients would never end."""
@@ -125,7 +131,10 @@ def run(world: World, rng: random.Random, *, seed: int, requests: int) -> None:
     names, weights = list(world.setting.weights), list(world.setting.weights.values())
     copy_at = rng.randrange(requests)
     copied = 0
+    operator = None if seed % CHANGED_EVERY else random.Random(f"bellmare operator {seed}")  # noqa: S311 as above
     for _ in range(requests * ACTIONS_PER_REQUEST_MAX // ACTIONS_AT_ONCE + 1):
+        if operator is not None:
+            operate(world, operator)
         for action in rng.choices(names, weights, k=ACTIONS_AT_ONCE):
             if world.next_request >= requests:
                 return
@@ -137,6 +146,14 @@ def run(world: World, rng: random.Random, *, seed: int, requests: int) -> None:
             act[action]()
             if world.refusals:
                 clients.read_refusals()
+
+
+def operate(world: World, rng: random.Random) -> None:
+    """Perhaps the settings change, perhaps another process takes over or gives back."""
+    if rng.random() < CHANGE_CHANCE:
+        world.change_settings(change(rng, world.oracle.config, world.names))
+    if rng.random() < (STANDBY_ENDS_CHANCE if world.oracle.standby else STANDBY_CHANCE):
+        world.stand_by(not world.oracle.standby)
 
 
 def outcome(seed: int, requests: int) -> Life:

@@ -101,6 +101,10 @@ SITUATIONS = (
     "HealthChange.False",
     "restored",
     "replayed",
+    "context kept",
+    "policy set",
+    "standby True",
+    "standby False",
     "healed",
     "overload passed",
 )

@@ -45,9 +45,6 @@ class Oracle(Ledger):
     def __init__(self, config: CoreConfig) -> None:
         super().__init__(config)
         self.last_operation = 0
-        self.policy = config.eviction
-        self.switched = -1
-        """When the policy was last changed; -1: never."""
         self.began = -1
         self.speculative = 0
         self.decided_kinds: dict[str, int] = {}
@@ -151,6 +148,7 @@ class Oracle(Ledger):
 
     def _begin(self, decision: d.Load | d.Unload) -> WorkerBook:
         worker = self.workers[decision.worker]
+        self.must(not self.standby, "on standby nothing is loaded or unloaded", decision)
         self.must(decision.operation > self.last_operation, "operation ids rise", decision)
         self.last_operation = decision.operation
         self.must(worker.routable, "operations on workers in routing only", decision)
@@ -289,7 +287,7 @@ class Oracle(Ledger):
             self.must(not young, "a young runner does not leave unasked", decision, runner)
             self._judge_unwanted(worker, decision)
         elif decision.cause is d.UnloadCause.shape:
-            less = runner.num_ctx < self.canonical(decision.model)
+            less = runner.num_ctx < self.canonical(decision.model) and runner.num_ctx != runner.granted
             self.must(less or runner.why is not None, "only a smaller context is a wrong shape", decision, runner)
         elif decision.cause is d.UnloadCause.over_budget and runner.why is None:
             staying = sum(r.bytes for r in worker.runners.values() if r.state in ("ready", "loading"))
@@ -447,7 +445,7 @@ class Oracle(Ledger):
             if worker.claims and worker.operation is None and worker.routable and worker.observed > worker.lost_at:
                 kept = {blob: claim for blob, claim in worker.claims.items() if claim.victims}
                 worker.claims = kept  # others gave up
-        if len(self.waiting) <= MODELS_SURELY_TRIED:
+        if len(self.waiting) <= MODELS_SURELY_TRIED and not self.standby:
             for blob, waiting in self.waiting.items():
                 self._judge_idle_workers(blob, waiting)
 

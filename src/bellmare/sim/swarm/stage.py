@@ -66,6 +66,7 @@ class Stage:
     def __init__(self, setting: Setting = PLAIN, *, check_every: int = 1) -> None:
         self.setting = setting
         self.config = setting.config
+        """With which the core began; ``oracle.config`` holds now."""
         self.engine = Engine(setting.config)
         self.copy: Engine | None = None
         self.oracle = Oracle(setting.config)
@@ -251,7 +252,7 @@ class Stage:
 
     def copy_engine(self) -> None:
         """From here on a restored engine runs beside the first (I22)."""
-        self.copy = Engine.restore(self.config, self.engine.snapshot())
+        self.copy = Engine.restore(self.oracle.config, self.engine.snapshot())
         self.oracle.must(self.copy.snapshot() == self.engine.snapshot(), "a snapshot restores to itself")
         self.oracle.must(not self.copy.check(), "a restored engine is sound", self.copy.check())
         self.oracle.meet("restored")

@@ -6,6 +6,7 @@ Every action takes small integers and does what they pick, or nothing. Each step
 from dataclasses import dataclass
 
 from bellmare.core import events as e
+from bellmare.core.config import CoreConfig
 from bellmare.core.units import InstantUs, RequestId
 from bellmare.sim.swarm.books import SECOND
 from bellmare.sim.swarm.machines import FAULT_KINDS, Machines
@@ -137,6 +138,15 @@ class World(Machines):
 
     def release(self, name: int) -> None:
         self.feed(e.ModelReleased(name=self.names[name % len(self.names)]))
+
+    def change_settings(self, config: CoreConfig) -> None:
+        """The operator's file was read again."""
+        self.feed(e.ConfigChanged(config=config))
+
+    def stand_by(self, standby: bool) -> None:
+        """Another process takes over what is resident, or gives it back."""
+        if standby != self.oracle.standby:
+            self.feed(e.StandbyChanged(standby=standby))
 
     def hint(self, event: e.HintGiven) -> None:
         self.oracle.meet(f"HintSource.{event.source}")
