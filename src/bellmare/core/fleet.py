@@ -45,6 +45,8 @@ class Timer(IntEnum):
     """A hint's time is over."""
     foreseen = 9
     """It is time to load what a hint spoke of."""
+    breaker = 10
+    """An ejection is over, or a worker on probation may take more."""
     continue_work = 6
     """Work left over by a step that reached its bound."""
 
@@ -132,7 +134,7 @@ class Fleet:
         self.rebind()
         for worker in self.state.workers.values():
             for runner in worker.runners.values():
-                self.refresh_open(worker, runner)
+                self.refresh_open(worker, runner, alone=True)
                 self.loading[runner.model] += runner.residency is Residency.loading
             self.refresh_room(worker)
         for model in self.state.models.values():
@@ -412,11 +414,16 @@ class Fleet:
 
     # ------------------------------------------------------------------ indexes
 
-    def refresh_open(self, worker: Worker, runner: Runner) -> None:
-        """Put the runner where its load belongs among those with a free slot, or nowhere."""
+    def refresh_open(self, worker: Worker, runner: Runner, *, alone: bool = False) -> None:
+        """Put the runner where its load belongs among those with a free slot; with a cap, the others too."""
         slots, used = runner.slots, runner.used
         ready = runner.residency is Residency.resident and worker.healthy
         key = used * 1000 // slots if ready and used < slots else -1
+        if worker.cap:
+            if not alone:
+                self._refresh_others(worker, runner)
+            if worker.at_cap:
+                key = -1
         place = (worker.index, runner.model)
         if ready is not (place in self._ready_key):
             self._refresh_ready(place, slots if ready else 0)
@@ -431,6 +438,12 @@ class Fleet:
             self._open_key[place] = key
         else:
             del self._open_key[place]
+
+    def _refresh_others(self, worker: Worker, runner: Runner) -> None:
+        for other in worker.runners.values():
+            if other is not runner:
+                self.refresh_open(worker, other, alone=True)
+                self.touch(other.model)
 
     def _refresh_ready(self, place: tuple[int, ModelId], slots: int) -> None:
         if slots:

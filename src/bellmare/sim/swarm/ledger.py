@@ -4,6 +4,7 @@ An observation never contradicts a change younger than its start, memory is free
 taken until its request's end or the end of its aborted prefill.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -28,7 +29,7 @@ Shape = tuple[ModelId, str, int, int]
 """What a measurement of a runner is valid for: blob, kind of worker, context, slots."""
 
 
-class Ledger:
+class Ledger(ABC):
     """Books, and the events that change them. ``Oracle`` adds what the core decides."""
 
     def __init__(self, config: CoreConfig) -> None:
@@ -64,6 +65,9 @@ class Ledger:
         self.counted: dict[str, int] = {}
         """What the core's own counters must say."""
         self.arrivals = 0
+        self.suspects: dict[str, tuple[WorkerId, int]] = {}
+        self.poison: dict[str, int] = {}
+        """Until when such requests are refused."""
         self._told: dict[type[Any], Callable[[Any], None]] = {
             kind: getattr(self, f"_{kind.__name__}") for kind in e.Event.__subclasses__()
         }
@@ -96,6 +100,7 @@ class Ledger:
             if book.deadline <= now:
                 self.meet("operation given up")
                 self._operation_over(e.OperationEnded(operation, e.OperationOutcome.timed_out, e.FaultKind.timeout))
+        self.grow()
         for worker in self.workers.values():
             for runner in worker.runners.values():
                 if runner.zombies:
@@ -116,7 +121,8 @@ class Ledger:
             return
         if not worker.routable and event.started_us <= worker.lost_at:
             return
-        worker.observed, worker.routable, worker.unreachable = event.started_us, True, 0
+        worker.observed, worker.unreachable = event.started_us, 0
+        worker.routable = self.comes_back(worker)
         if event.stored is not None:
             worker.stored = {entry.name: entry for entry in event.stored}
             for entry in event.stored:
@@ -197,6 +203,36 @@ class Ledger:
             worker.routable = False
             worker.lost_at = max(worker.lost_at, event.started_us)
 
+    # ------------------------------------------------------------------ whom to trust: ``trust`` knows
+
+    @abstractmethod
+    def went_well(self, worker: WorkerBook) -> None:
+        """A request of the worker has begun to be answered, or was answered."""
+
+    @abstractmethod
+    def fails(self, worker: WorkerBook, request: RequestBook, fault: e.FaultKind) -> None:
+        """A request failed there."""
+
+    @abstractmethod
+    def comes_back(self, worker: WorkerBook) -> bool:
+        """Whether an observation brings it into routing."""
+
+    @abstractmethod
+    def grow(self) -> None:
+        """Slow starts go on as time passes."""
+
+    @abstractmethod
+    def tries_again(self, request: RequestBook, event: e.DispatchFailed) -> None:
+        """Whether the contract has room for one more try of a request that a worker failed."""
+
+    @abstractmethod
+    def crashes(self, request: RequestBook, fingerprint: str) -> None:
+        """A runner died under it."""
+
+    @abstractmethod
+    def is_poison(self, fingerprint: str) -> bool:
+        """Whether such requests are refused now."""
+
     # ------------------------------------------------------------------ requests
 
     def _RequestArrived(self, event: e.RequestArrived) -> None:  # noqa: N802
@@ -206,6 +242,7 @@ class Ledger:
             w.routable and blob in w.runners and w.runners[blob].state == "ready" for w in self.workers.values()
         )
         book = RequestBook(event, blob, self.now, self.arrivals, ready)
+        book.fingerprint = event.fingerprint
         book.ahead = sum(1 for other in self.waiting.get(blob, {}).values() if other.lane == book.lane)
         self.arrivals += 1
         self.requests[event.request] = book
@@ -226,6 +263,8 @@ class Ledger:
         worker = self.workers.get(request.worker) if request.worker is not None else None
         request.first_token = True
         took = self.now - request.dispatched
+        if worker is not None:
+            self.went_well(worker)
         if worker is not None and request.event.prompt_tokens and took > 0:
             worker.rate = max(1, moving(worker.rate, request.event.prompt_tokens * SECOND // took))
 
@@ -236,8 +275,13 @@ class Ledger:
             took = max(1, self.now - request.dispatched)
             self.service[request.blob] = moving(self.service.get(request.blob, 0), took)
             self.service_of_all = moving(self.service_of_all, took)
+            self.suspects.pop(request.fingerprint, None)
+            if held and not request.first_token and request.worker is not None:
+                self.went_well(self.workers[request.worker])
         elif held and event.fault is not None:
             self._blame(request, event.fault)
+        if event.fault is e.FaultKind.crashed:
+            self.crashes(request, event.fingerprint)
         self.count(str(event.outcome))
         self._end(request, str(event.outcome))
 
@@ -247,9 +291,9 @@ class Ledger:
         held = self._release(request, aborted=event.fault is e.FaultKind.timeout)
         if held:
             self._blame(request, event.fault)
-        self._avoids(request)
+        self.avoids(request)
+        self.tries_again(request, event)
         request.phase, request.worker = "waiting", None
-        request.crashes += event.fault is e.FaultKind.crashed
         if event.worker not in request.failed_on:
             request.failed_on.append(event.worker)
         request.failed_at = self.now
@@ -259,6 +303,7 @@ class Ledger:
     def _blame(self, request: RequestBook, fault: e.FaultKind) -> None:
         assert request.worker is not None
         worker = self.workers[request.worker]
+        self.fails(worker, request, fault)
         if fault in LOST:
             worker.routable, worker.lost_at = False, self.now
         elif fault in (e.FaultKind.not_found, e.FaultKind.unreachable):
@@ -266,7 +311,7 @@ class Ledger:
         elif fault is e.FaultKind.busy:
             worker.runners[request.blob].zombies.append(self.now + SECOND)
 
-    def _avoids(self, request: RequestBook) -> None:
+    def avoids(self, request: RequestBook) -> None:
         """Once the exclusion is over, any worker may have it again."""
         if request.failed_on and request.failed_at + self.config.exclusion_us <= self.now:
             request.failed_on.clear()
@@ -393,7 +438,7 @@ class Ledger:
     def _HintGiven(self, event: e.HintGiven) -> None:  # noqa: N802
         self.meet("hinted")
 
-    def _TimePassed(self, event: e.TimePassed) -> None:  # noqa: N802
+    def _TimePassed(self, event: e.TimePassed) -> None:  # noqa: B027, N802
         """The rest of ``told`` is what time does."""
 
     # ------------------------------------------------------------------ names and sizes
