@@ -419,6 +419,8 @@ class Fleet:
         slots, used = runner.slots, runner.used
         ready = runner.residency is Residency.resident and worker.healthy
         key = used * 1000 // slots if ready and used < slots else -1
+        if runner.spilled and key >= 0:
+            key += 1000  # after every copy that is wholly on its GPU
         if worker.cap:
             if not alone:
                 self._refresh_others(worker, runner)

@@ -51,6 +51,8 @@ class Runner(msgspec.Struct):
     """Requests with a lower number waited when it was loaded: they are served before it may be drained; 0: none."""
     spared_us: InstantUs = InstantUs(0)
     """Not drained while busy before this instant: a drain of it was given up."""
+    spilled: bool = False
+    """A part of it runs on the CPU, as last seen: it is used only where no other copy has a free slot."""
     granted_num_ctx: int = 0
     """The context that our own load brought; less than was asked is the worker's limit, not a wrong shape."""
 

@@ -22,7 +22,7 @@ from bellmare.core.events import (
 from bellmare.core.units import InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
 from bellmare.gateway.errands import Errand, Stamp
-from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, is_crash, public_text
+from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, is_crash, public_text, status_within
 from bellmare.gateway.fingerprint import fingerprint
 from bellmare.gateway.translate import TooLong, Translator
 from bellmare.http.call import Call, UpstreamFailure
@@ -270,7 +270,7 @@ class Conversation:
     def _error_inside(self, text: str) -> None:
         """An error within a 200: as a status if nothing was sent, else as the dialect's error frame."""
         if not self.exchange.started:
-            self._error_answer(500, text)
+            self._error_answer(status_within(text), text)
             return
         fault = FaultKind.crashed if is_crash(500, text) else FaultKind.failed
         self._cut(public_text(500, text))

@@ -1,0 +1,103 @@
+"""Hostile workers and fault proxies beside the rig of the integration tests, with its leak gate around each test."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "integration"))
+
+from fault_proxy import FaultProxy
+from hostile_worker import HostileWorker
+from rig import Gateway, Process, Sim, start_gateway, start_sim
+
+Start = Callable[..., Awaitable[Any]]
+
+
+def pytest_asyncio_loop_factories() -> dict[str, Any]:
+    import uvloop
+
+    return {"uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(autouse=True)
+async def _gate(leak_gate: list[dict[str, Any]]) -> AsyncIterator[None]:
+    yield
+
+
+@pytest.fixture
+async def sim(_gate: None) -> AsyncIterator[Start]:
+    """Start a simulated worker; keyword arguments are of ``SimConfig``."""
+    sims: list[Sim] = []
+
+    async def start(**config: Any) -> Sim:
+        sims.append(await start_sim(**config))
+        return sims[-1]
+
+    yield start
+    for one in sims:
+        await one.server.close()
+
+
+@pytest.fixture
+async def hostile(sim: Start) -> AsyncIterator[Start]:
+    """Start a hostile worker in front of a simulated one of its own."""
+    workers: list[HostileWorker] = []
+
+    async def start(**config: Any) -> HostileWorker:
+        worker = HostileWorker((await sim(**config)).port)
+        workers.append(worker)
+        await worker.open()
+        return worker
+
+    yield start
+    for worker in workers:
+        await worker.close()
+
+
+@pytest.fixture
+async def proxy(sim: Start) -> AsyncIterator[Start]:
+    """Start a fault proxy in front of a port."""
+    proxies: list[FaultProxy] = []
+
+    async def start(target: int, **config: Any) -> FaultProxy:
+        proxies.append(FaultProxy(target, **config))
+        await proxies[-1].open()
+        return proxies[-1]
+
+    yield start
+    for one in proxies:
+        await one.close()
+
+
+@pytest.fixture
+async def gateway(hostile: Start, proxy: Start) -> AsyncIterator[Start]:
+    """Start a gateway over ports or worker settings; keyword arguments are settings. Closed before its workers."""
+    gateways: list[Gateway] = []
+
+    async def start(*workers: Any, **settings: Any) -> Gateway:
+        gateways.append(await start_gateway(*workers, **settings))
+        return gateways[-1]
+
+    yield start
+    for one in gateways:
+        if not one.closed:
+            await one.close()
+
+
+@pytest.fixture
+def process() -> Any:
+    """Start a simulated worker as a process of its own, to be killed."""
+    started: list[Process] = []
+
+    def start(port: int = 0, *, time_scale: float = 0.02) -> Process:
+        started.append(Process(port, time_scale=time_scale))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
