@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "integration"))
+for place in ("integration", "unit/core"):  # their rig and their script
+    sys.path.insert(0, str(Path(__file__).parent.parent / place))
 
-from fault_proxy import FaultProxy
-from hostile_worker import HostileWorker
-from rig import Gateway, Process, Sim, start_gateway, start_sim
+from fault_proxy import FaultProxy  # noqa: E402
+from hostile_worker import HostileWorker  # noqa: E402
+from rig import Gateway, Process, Sim, start_gateway, start_sim  # noqa: E402
 
 Start = Callable[..., Awaitable[Any]]
 

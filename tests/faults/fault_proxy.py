@@ -24,6 +24,9 @@ class Toxics:
     """Every piece comes so much later."""
     jitter_s: float = 0.0
     """Give or take so much."""
+    lost_percent: int = 0
+    """So many pieces in a hundred seem lost and come after a retransmission's time."""
+    retransmit_s: float = 0.2
     bytes_per_s: int = 0
     """At most; zero: as fast as it goes."""
     slice_bytes: int = 0
@@ -136,6 +139,8 @@ class FaultProxy:
         wait_s = toxics.latency_s + self._random.uniform(-1, 1) * toxics.jitter_s
         if toxics.bytes_per_s:
             wait_s += count / toxics.bytes_per_s
+        if self._random.randrange(100) < toxics.lost_percent:
+            wait_s += toxics.retransmit_s
         if wait_s > 0:
             await asyncio.sleep(wait_s)
 
