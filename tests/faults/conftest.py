@@ -1,21 +1,28 @@
-"""Gateways and workers that are closed when the test ends, with a leak gate around each test."""
+"""Hostile workers and fault proxies beside the rig of the integration tests, with its leak gate around each test."""
 
-import asyncio
+from __future__ import annotations
+
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import uvloop
 
-sys.path.insert(0, str(Path(__file__).parent.parent / "integration"))
+for place in ("integration", "unit/core"):  # their rig and their script
+    sys.path.insert(0, str(Path(__file__).parent.parent / place))
 
-from recording_worker import RecordingWorker
-from rig import Gateway, Sim, start_gateway, start_sim
+from fault_proxy import FaultProxy  # noqa: E402
+from hostile_worker import HostileWorker  # noqa: E402
+from recording_worker import RecordingWorker  # noqa: E402
+from rig import Gateway, Process, Sim, start_gateway, start_sim  # noqa: E402
+
+Start = Callable[..., Awaitable[Any]]
 
 
-def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+def pytest_asyncio_loop_factories() -> dict[str, Any]:
+    import uvloop
+
     return {"uvloop": uvloop.new_event_loop}
 
 
@@ -25,7 +32,7 @@ async def _gate(leak_gate: list[dict[str, Any]]) -> AsyncIterator[None]:
 
 
 @pytest.fixture
-async def sim(_gate: None) -> AsyncIterator[Callable[..., Awaitable[Sim]]]:
+async def sim(_gate: None) -> AsyncIterator[Start]:
     """Start a simulated worker; keyword arguments are of ``SimConfig``."""
     sims: list[Sim] = []
 
@@ -39,7 +46,7 @@ async def sim(_gate: None) -> AsyncIterator[Callable[..., Awaitable[Sim]]]:
 
 
 @pytest.fixture
-async def recorded(sim: Callable[..., Awaitable[Sim]]) -> AsyncIterator[Callable[..., Awaitable[RecordingWorker]]]:
+async def recorded(sim: Start) -> AsyncIterator[Start]:
     """Start a worker that keeps every byte that it is sent; keyword arguments are of ``SimConfig``."""
     workers: list[RecordingWorker] = []
 
@@ -54,7 +61,38 @@ async def recorded(sim: Callable[..., Awaitable[Sim]]) -> AsyncIterator[Callable
 
 
 @pytest.fixture
-async def gateway(recorded: Callable[..., Any]) -> AsyncIterator[Callable[..., Awaitable[Gateway]]]:
+async def hostile(sim: Start) -> AsyncIterator[Start]:
+    """Start a hostile worker in front of a simulated one of its own."""
+    workers: list[HostileWorker] = []
+
+    async def start(**config: Any) -> HostileWorker:
+        worker = HostileWorker((await sim(**config)).port)
+        workers.append(worker)
+        await worker.open()
+        return worker
+
+    yield start
+    for worker in workers:
+        await worker.close()
+
+
+@pytest.fixture
+async def proxy(sim: Start) -> AsyncIterator[Start]:
+    """Start a fault proxy in front of a port."""
+    proxies: list[FaultProxy] = []
+
+    async def start(target: int, **config: Any) -> FaultProxy:
+        proxies.append(FaultProxy(target, **config))
+        await proxies[-1].open()
+        return proxies[-1]
+
+    yield start
+    for one in proxies:
+        await one.close()
+
+
+@pytest.fixture
+async def gateway(hostile: Start, recorded: Start, proxy: Start) -> AsyncIterator[Start]:
     """Start a gateway over ports or worker settings; keyword arguments are settings. Closed before its workers."""
     gateways: list[Gateway] = []
 
@@ -66,3 +104,17 @@ async def gateway(recorded: Callable[..., Any]) -> AsyncIterator[Callable[..., A
     for one in gateways:
         if not one.closed:
             await one.close()
+
+
+@pytest.fixture
+def process() -> Any:
+    """Start a simulated worker as a process of its own, to be killed."""
+    started: list[Process] = []
+
+    def start(port: int = 0, *, time_scale: float = 0.02) -> Process:
+        started.append(Process(port, time_scale=time_scale))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()

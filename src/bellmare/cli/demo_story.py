@@ -142,6 +142,9 @@ _REFUSALS = {
     Refusal.load_failed: "it could not be loaded",
     Refusal.deadline_passed: "it waited too long",
     Refusal.worker_failed: "its GPUs failed",
+    Refusal.worker_timed_out: "its GPUs did not answer in time",
+    Refusal.retries_spent: "too much fails at the moment",
+    Refusal.poison_suspected: "it took down two GPUs",
 }
 
 

@@ -1,5 +1,6 @@
 """Whether a request may come in: run at once, wait within bounds, or be refused at once with the reason."""
 
+from bellmare.core import poison
 from bellmare.core.costs import canonical_num_ctx, need_bytes, predicted_wait_us
 from bellmare.core.decisions import CacheState, Refusal, Reject
 from bellmare.core.events import RequestArrived
@@ -24,6 +25,10 @@ def admit(fleet: Fleet, event: RequestArrived) -> None:
     if model is None:
         _refuse_unknown(fleet, event)
         return
+    if event.fingerprint and poison.quarantined(fleet, event.fingerprint):
+        fleet.count(f"refused_{Refusal.poison_suspected}")
+        fleet.decide(Reject(request=event.request, refusal=Refusal.poison_suspected))
+        return
     request = Request(
         request=event.request,
         name=event.name,
@@ -36,6 +41,7 @@ def admit(fleet: Fleet, event: RequestArrived) -> None:
         seq=state.next_seq,
         priority=event.priority,
         cache=CacheState.hit,
+        fingerprint=event.fingerprint,
     )
     state.next_seq += 1
     if _run_at_once(fleet, model, request):

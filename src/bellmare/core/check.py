@@ -26,6 +26,10 @@ def _worker(fleet: Fleet, worker: Worker) -> Iterator[str]:
     loading = [r.model for r in worker.runners.values() if r.residency is Residency.loading]
     if len(loading) > 1 or (loading and (operation is None or operation.kind is not OperationKind.load)):
         yield f"{worker.worker}: loading {loading} without its one operation"
+    if worker.healthy and worker.breaker.until_us >= 0:
+        yield f"{worker.worker}: in routing although it is ejected"
+    if worker.breaker.grow_us >= 0 and not worker.cap:
+        yield f"{worker.worker}: a cap that is not there is to grow"
     for runner in worker.runners.values():
         yield from _runner(fleet, worker, runner)
     for model in worker.leaving:
@@ -54,6 +58,8 @@ def _requests(fleet: Fleet) -> Iterator[str]:
     for request in fleet.state.requests.values():
         if request.phase is RequestPhase.waiting:
             waiting[request.model] = waiting.get(request.model, 0) + 1
+            if request.fingerprint and request.fingerprint in fleet.state.poison:
+                yield f"{request.request}: waits although such requests are refused"
             if (request.seq, request) not in fleet.queues[request.model]:
                 yield f"{request.request}: waits but is in no queue"
     for model in fleet.state.models.values():
@@ -83,7 +89,8 @@ def _models(fleet: Fleet) -> Iterator[str]:
         supplied = bool(model.placements) or model.want is not Want.nothing or not healthy
         for worker, runner in fleet.copies(model):
             ready = runner.residency is Residency.resident and worker.healthy
-            if ready and runner.used < runner.slots and fleet.acceptable(worker, head):
+            free = runner.used < runner.slots and not worker.at_cap
+            if ready and free and fleet.acceptable(worker, head):
                 yield f"{head.request} waits although {model.model}@{worker.worker} has a free slot"
             supplied = supplied or ready or (runner.residency is Residency.loading and worker.healthy)
         if not supplied:
@@ -95,7 +102,10 @@ def _indexes(fleet: Fleet) -> Iterator[str]:
         (runner.model, worker.index)
         for worker in fleet.state.workers.values()
         for runner in worker.runners.values()
-        if runner.residency is Residency.resident and worker.healthy and runner.used < runner.slots
+        if runner.residency is Residency.resident
+        and worker.healthy
+        and runner.used < runner.slots
+        and not worker.at_cap
     }
     listed = {(model, index) for model, entries in fleet.open.items() for _, index in entries}
     for index in (fleet.queues, fleet.turns, fleet.open, fleet.ready_slots, fleet.loading, fleet.live):

@@ -61,6 +61,26 @@ class CoreConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     """Observations in a row without an answer before a worker leaves routing; a refused connection counts at once."""
     adopt_every_us: SpanUs = SpanUs(30 * SECOND_US)
     """A resident whose timer comes back is pinned again at most so often."""
+    breaker_failures: int = 3
+    """Failures of transport in a row that eject a worker."""
+    breaker_outcomes: int = 10
+    """So many outcomes within ``breaker_window_us`` are enough to judge a worker by their share of failures."""
+    breaker_percent: int = 50
+    """The share of failures among them that ejects it."""
+    breaker_window_us: SpanUs = SpanUs(10 * SECOND_US)
+    ejection_us: SpanUs = SpanUs(5 * SECOND_US)
+    """How long a worker is ejected the first time, give or take a fifth; doubles each time."""
+    ejection_max_us: SpanUs = SpanUs(300 * SECOND_US)
+    """Also: a worker that was good for longer begins anew."""
+    slow_start_us: SpanUs = SpanUs(20 * SECOND_US)
+    """From the first success after an ejection until only its slots limit a worker."""
+    retry_percent: int = 10
+    """Retries among all requests of ``retry_window_us``; more would make a failing fleet fail for longer."""
+    retry_floor: int = 10
+    """Retries that a window has in any case: one a second."""
+    retry_window_us: SpanUs = SpanUs(10 * SECOND_US)
+    poison_us: SpanUs = SpanUs(600 * SECOND_US)
+    """How long a request that took down two workers is refused: long enough for its client to give up."""
     zombie_max_us: SpanUs = SpanUs(120 * SECOND_US)
     """A slot whose request was aborted during prefill stays taken at most so long."""
     eviction: str = "hv"

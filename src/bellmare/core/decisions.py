@@ -30,6 +30,12 @@ class Refusal(StrEnum):
     """504: queued until its deadline."""
     worker_failed = "worker_failed"
     """502: the workers that tried it failed and the attempts are spent."""
+    worker_timed_out = "worker_timed_out"
+    """504: as above, and the last one did not answer in time."""
+    retries_spent = "retries_spent"
+    """502: a worker failed it, and too many requests have been tried again lately."""
+    poison_suspected = "poison_suspected"
+    """502: such a request took down runners on two workers."""
 
 
 class CacheState(StrEnum):

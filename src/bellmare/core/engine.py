@@ -11,6 +11,8 @@ import msgspec
 
 from bellmare.core import (
     admission,
+    attempts,
+    breaker,
     demand,
     forecast,
     health,
@@ -18,6 +20,7 @@ from bellmare.core import (
     learned,
     operations,
     operator,
+    poison,
     queueing,
     reconcile,
     reconfigure,
@@ -75,8 +78,6 @@ BUSY_US = SECOND_US
 """A worker that called itself busy is believed for so long: one slot less."""
 VICTIM = (UnloadCause.room, UnloadCause.ahead, UnloadCause.replica)
 """Causes of unloads for another's sake or ahead of demand: only these say something about the eviction policy."""
-CRASHES_MAX = 2
-"""Runners that one request may take down before it is refused: it may be the request."""
 
 
 class Engine:
@@ -131,6 +132,7 @@ class Engine:
             Timer.stranded: self._stranded_due,
             Timer.forgive: self._forgive_due,
             Timer.hint: lambda key, key2: hints.expired(self.fleet, key, key2),
+            Timer.breaker: lambda key, _: breaker.due(self.fleet, WorkerId(key)),
             Timer.foreseen: lambda key, _: hints.foreseen_due(self.fleet, key),
             Timer.continue_work: lambda key, key2: None,
         }
@@ -154,7 +156,7 @@ class Engine:
             self._express.take_in()
         self._handlers[kind](event)
         for _ in range(TIMERS_PER_STEP_MAX):
-            due = fleet.pop_due()
+            due = fleet.timers.pop_due(now_us)
             if due is None:
                 break
             self._timers[due[1]](due[2], due[3])
@@ -163,7 +165,7 @@ class Engine:
             heed = self._heeded.get(type(decision))
             if heed is not None:
                 heed(decision)
-        fleet.clear_timers()
+        fleet.timers.clear()
         out = fleet.out
         if len(out) == 1 and kind is RequestArrived:
             self._express.begin(out[0])
@@ -333,6 +335,8 @@ class Engine:
         request.first_token_us = self.fleet.now_us
         worker = self.fleet.state.workers.get(request.worker) if request.worker is not None else None
         took_us = self.fleet.now_us - request.dispatched_us
+        if worker is not None:
+            self._went_well(worker)
         if worker is not None and request.prompt_tokens and took_us > 0:
             rate = request.prompt_tokens * SECOND_US // took_us
             worker.prefill_tokens_per_s = max(1, average(worker.prefill_tokens_per_s, rate))
@@ -341,6 +345,10 @@ class Engine:
         """Nothing is decided by it, so no burst ends, unless something else is due at this instant."""
         timers = self.fleet.state.timers
         if timers and timers[0][0] <= self.fleet.now_us:
+            return None
+        request = self.fleet.state.requests.get(event.request)
+        worker = self.fleet.state.workers.get(request.worker) if request is not None and request.worker else None
+        if worker is not None and worker.cap:
             return None
         self._first_token_received(event)
         return []
@@ -359,8 +367,15 @@ class Engine:
             model = fleet.state.models[request.model]
             model.service_us = SpanUs(average(model.service_us, max(1, took_us)))
             fleet.state.service_us = SpanUs(average(fleet.state.service_us, max(1, took_us)))
-        elif place is not None and event.fault is not None:
+            if place is not None and request.first_token_us < 0:
+                self._went_well(place[0])
+            if fleet.state.suspects and request.fingerprint:
+                poison.cleared(fleet, request.fingerprint)
+            return
+        if place is not None and event.fault is not None:
             self._blame(place[0], request, event.fault)
+        if event.fault is FaultKind.crashed:
+            attempts.note_crash(fleet, request, event.fingerprint)
 
     def _dispatch_failed(self, event: DispatchFailed) -> None:
         """Nothing was sent to the client yet: try elsewhere, within bounds."""
@@ -376,17 +391,22 @@ class Engine:
             request.excluded.append(event.worker)
         request.excluded_us = fleet.now_us
         fleet.set_timer(fleet.now_us + self.config.exclusion_us, Timer.forgive, request.request)
-        if event.fault is FaultKind.crashed:
-            request.crashes += 1
         fleet.count("retry")
-        if request.attempts >= self.config.attempts_max or request.crashes >= CRASHES_MAX:
-            queueing.reject(fleet, request, Refusal.worker_failed, detail=event.detail)
-        else:
+        refusal = attempts.refusal_after(fleet, request, event)
+        if refusal is None:
             queueing.enqueue(fleet, request)
+        else:
+            queueing.reject(fleet, request, refusal[0], detail=event.detail, retry_us=refusal[1])
+
+    def _went_well(self, worker: Worker) -> None:
+        worker.breaker.good += 1
+        if worker.cap:
+            breaker.proved(self.fleet, worker)
 
     def _blame(self, worker: Worker, request: Request, fault: FaultKind) -> None:
         """What a request's failure says about the worker or the runner."""
         runner = worker.runners.get(request.model)
+        counts = breaker.counts(worker, request, fault)
         if fault in health.LOST_AT_ONCE or fault in (FaultKind.not_found, FaultKind.unreachable):
             health.suspect(self.fleet, worker, fault)
         elif fault in (FaultKind.crashed, FaultKind.timeout) and runner is not None:
@@ -394,6 +414,8 @@ class Engine:
         elif fault is FaultKind.busy and runner is not None:
             queueing.leave_zombie(self.fleet, worker, runner, span_us=BUSY_US)
             self.fleet.refresh_open(worker, runner)
+        if counts:
+            breaker.failed(self.fleet, worker, fault)
 
     def _model_released(self, event: ModelReleased) -> None:
         model = self.fleet.resolve(event.name)

@@ -147,6 +147,8 @@ class RequestArrived(Event, frozen=True, tag=True):
     priority: Priority = Priority.normal
     prompt_tokens: int = 0
     """Estimate from the body's size; only spans are computed from it."""
+    fingerprint: str = ""
+    """Equal for equal requests; the gateway need only give it while ``State.suspects`` or ``poison`` hold something."""
 
 
 class RequestCancelled(Event, frozen=True, tag=True):
@@ -172,6 +174,8 @@ class RequestFinished(Event, frozen=True, tag=True):
     fault: FaultKind | None = None
     prompt_tokens: int = 0
     output_tokens: int = 0
+    fingerprint: str = ""
+    """With ``crashed``: as in RequestArrived, if that did not have it."""
 
 
 class DispatchFailed(Event, frozen=True, tag=True):
@@ -181,6 +185,8 @@ class DispatchFailed(Event, frozen=True, tag=True):
     worker: WorkerId
     fault: FaultKind
     detail: str = ""
+    fingerprint: str = ""
+    """With ``crashed``: as in RequestArrived, if that did not have it."""
 
 
 class OperationOutcome(StrEnum):

@@ -44,7 +44,7 @@ class Express:
         fleet = self._fleet
         state, now_us = fleet.state, fleet.now_us
         burst = state.bursts.get(event.name)
-        if burst is None or now_us - burst.began_us > BURST_US:
+        if burst is None or now_us - burst.began_us > BURST_US or state.suspects or state.poison:
             return None
         model = state.models[burst.model]
         entries = fleet.open[burst.model]
@@ -54,6 +54,8 @@ class Express:
         runner = worker.runners[burst.model]
         stored = worker.stored.get(event.name)
         if stored is None or stored.model != burst.model or runner.untried or runner.batch_seq:
+            return None
+        if worker.cap or runner.spilled:
             return None
         assert event.request not in state.requests, "request ids are used once"
         tenants, tenant = burst.tenants, event.tenant
@@ -78,6 +80,7 @@ class Express:
             attempts=1,
         )
         state.next_seq += 1
+        state.retries.first += 1
         fleet.live[burst.model] += 1
         fleet.turns[burst.model].ran_at_once(request, service_estimate_us(fleet, model))
         runner.in_flight[event.request] = None
@@ -91,7 +94,7 @@ class Express:
         """Free the slot of a whole answer for which nobody waits; None: the general path decides."""
         fleet = self._fleet
         state, now_us = fleet.state, fleet.now_us
-        if event.outcome is not _COMPLETED or fleet.pending or fleet.blocked:
+        if event.outcome is not _COMPLETED or fleet.pending or fleet.blocked or state.suspects:
             return None
         request = state.requests.get(event.request)
         if request is None or request.worker is None or (state.timers and state.timers[0][0] <= now_us):
@@ -118,6 +121,8 @@ class Express:
         fleet.shift_open(worker, runner)
         counters = state.counters
         counters["completed"] = counters.get("completed", 0) + 1
+        if request.first_token_us < 0:
+            worker.breaker.good += 1
         took_us = spent_us if spent_us > 0 else 1
         model.service_us = SpanUs(average(model.service_us, took_us))
         state.service_us = SpanUs(average(state.service_us, took_us))
@@ -133,6 +138,8 @@ class Express:
             and not model.placements
             and bool(model.holders)
             and worker.healthy
+            and not worker.cap
+            and not runner.spilled
             and worker.placement is None
             and not worker.leaving
             and runner.residency is _RESIDENT

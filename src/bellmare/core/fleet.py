@@ -6,7 +6,6 @@ changes: sorted lists are kept by bisection, and what must be looked at again is
 
 from bisect import bisect_left, insort
 from collections.abc import Iterator
-from heapq import heapify, heappop, heappush
 from zlib import crc32
 
 from bellmare.core.bins import forget
@@ -15,8 +14,8 @@ from bellmare.core.decisions import Decision
 from bellmare.core.fairness import Turns
 from bellmare.core.residency import Cue, Residency, after
 from bellmare.core.state import Model, Placement, Request, RequestPhase, Runner, State, Want, Worker
-from bellmare.core.timers import MORTAL, OUTLIVED_MAX, Timer
-from bellmare.core.units import Bytes, InstantUs, ModelId, OperationId, RequestId, WorkerId
+from bellmare.core.timers import Timer, Timers
+from bellmare.core.units import Bytes, InstantUs, ModelId, RequestId, WorkerId
 
 __all__ = ["NO_CONFIG", "Fleet", "Timer"]
 
@@ -29,7 +28,6 @@ class Fleet:
     """State, indexes, the clock of the step in progress and its decisions."""
 
     __slots__ = (
-        "_mortal_timers",
         "_open_key",
         "_preference",
         "_ready_key",
@@ -49,6 +47,7 @@ class Fleet:
         "ready_slots",
         "room",
         "state",
+        "timers",
         "turns",
         "weights",
     )  # fmt: skip
@@ -56,6 +55,7 @@ class Fleet:
     def __init__(self, config: CoreConfig, state: State) -> None:
         self.config = config
         self.state = state
+        self.timers = Timers(state)
         self.now_us = InstantUs(0)
         self.out: list[Decision] = []
         self.queues: dict[ModelId, list[tuple[int, Request]]] = {}
@@ -80,7 +80,6 @@ class Fleet:
         """Models without a copy, by the arrival of who waits longest."""
         self.dirty_models: dict[ModelId, None] = {}
         self.dirty_workers: dict[WorkerId, None] = {}
-        self._mortal_timers = 0
         self._open_key: dict[tuple[int, ModelId], int] = {}
         self._ready_key: dict[tuple[int, ModelId], int] = {}
         self._room_key: dict[int, int] = {}
@@ -96,7 +95,6 @@ class Fleet:
             self.know(model)
         for live in self.state.requests.values():
             self.live[live.model] += 1
-        self._mortal_timers = sum(1 for timer in self.state.timers if timer[1] in MORTAL)
         waiting = [r for r in self.state.requests.values() if r.phase is RequestPhase.waiting]
         for request in sorted(waiting, key=lambda r: r.seq):
             self.queues[request.model].append((request.seq, request))
@@ -104,7 +102,7 @@ class Fleet:
         self.rebind()
         for worker in self.state.workers.values():
             for runner in worker.runners.values():
-                self.refresh_open(worker, runner)
+                self.refresh_open(worker, runner, alone=True)
                 self.loading[runner.model] += runner.residency is Residency.loading
             self.refresh_room(worker)
         for model in self.state.models.values():
@@ -291,34 +289,7 @@ class Fleet:
         counters[what] = counters.get(what, 0) + 1
 
     def set_timer(self, at_us: int, timer: Timer, key: str, *, key2: str = "") -> None:
-        heappush(self.state.timers, (InstantUs(at_us), timer, key, key2))
-        self._mortal_timers += timer in MORTAL
-
-    def pop_due(self) -> tuple[InstantUs, int, str, str] | None:
-        timers = self.state.timers
-        if timers and timers[0][0] <= self.now_us:
-            due = heappop(timers)
-            self._mortal_timers -= due[1] in MORTAL
-            return due
-        return None
-
-    def clear_timers(self) -> None:
-        """Once too many are outlived, keep those whose subject is still there. A pure function of the state."""
-        state = self.state
-        operations = len(state.operations)
-        outlived = self._mortal_timers - state.waiting - operations
-        if outlived <= 2 * (len(state.requests) + operations) + OUTLIVED_MAX:
-            return
-        kept = dict.fromkeys(timer for timer in state.timers if self._awaited(timer))  # a retried request has several
-        state.timers = list(kept)
-        heapify(state.timers)
-        self._mortal_timers = sum(1 for timer in state.timers if timer[1] in MORTAL)
-
-    def _awaited(self, timer: tuple[InstantUs, int, str, str]) -> bool:
-        if timer[1] == Timer.request:
-            request = self.state.requests.get(RequestId(timer[2]))
-            return request is not None and request.phase is RequestPhase.waiting
-        return timer[1] != Timer.operation or OperationId(int(timer[2])) in self.state.operations
+        self.timers.set(at_us, timer, key, key2=key2)
 
     # ------------------------------------------------------------------ requests
 
@@ -384,11 +355,18 @@ class Fleet:
 
     # ------------------------------------------------------------------ indexes
 
-    def refresh_open(self, worker: Worker, runner: Runner) -> None:
-        """Put the runner where its load belongs among those with a free slot, or nowhere."""
+    def refresh_open(self, worker: Worker, runner: Runner, *, alone: bool = False) -> None:
+        """Put the runner where its load belongs among those with a free slot; with a cap, the others too."""
         slots, used = runner.slots, runner.used
         ready = runner.residency is Residency.resident and worker.healthy
         key = used * 1000 // slots if ready and used < slots else -1
+        if runner.spilled and key >= 0:
+            key += 1000  # after every copy that is wholly on its GPU
+        if worker.cap:
+            if not alone:
+                self._refresh_others(worker, runner)
+            if worker.at_cap:
+                key = -1
         place = (worker.index, runner.model)
         if ready is not (place in self._ready_key):
             self._refresh_ready(place, slots if ready else 0)
@@ -425,6 +403,12 @@ class Fleet:
         else:
             del entries[bisect_left(entries, (old, index))]
             insort(entries, (key, index))
+
+    def _refresh_others(self, worker: Worker, runner: Runner) -> None:
+        for other in worker.runners.values():
+            if other is not runner:
+                self.refresh_open(worker, other, alone=True)
+                self.touch(other.model)
 
     def _refresh_ready(self, place: tuple[int, ModelId], slots: int) -> None:
         if slots:

@@ -1,4 +1,5 @@
-"""Which workers are in routing. One refused or reset connection takes a worker out; one observation brings it back.
+"""Which workers are in routing. One refused or reset connection takes a worker out; one observation brings it back,
+unless ``breaker`` has ejected it.
 
 Being out of routing changes nothing about what we believe is resident: what is really there is for the next
 observation to say, so a restarted gateway or a network hiccup costs no model its place.
@@ -49,8 +50,13 @@ def take_out(fleet: Fleet, worker: Worker, reason: str) -> None:
 def bring_in(fleet: Fleet, worker: Worker) -> None:
     """Back in routing after an observation."""
     worker.unreachable = 0
-    if worker.healthy:
-        return
+    mind = worker.breaker
+    if worker.healthy or mind.until_us > fleet.now_us:
+        return  # one that is ejected answers observations: that is no news
+    mind.back_us = fleet.now_us
+    if mind.until_us >= 0:
+        mind.until_us = mind.grow_us = InstantUs(-1)
+        worker.cap = 1  # on trial
     worker.healthy = True
     worker.reason = ""
     fleet.decide(HealthChange(worker=worker.worker, healthy=True, reason="observed"))

@@ -79,6 +79,8 @@ def _load_done(fleet: Fleet, worker: Worker, runner: Runner, *, end: tuple[Opera
             runner.num_ctx = event.loaded.num_ctx
         fleet.set_bytes(worker, runner, learn_bytes(worker, model, runner, measured=event.loaded.bytes))
         runner.pinned = event.loaded.pinned
+        runner.spilled = event.loaded.spilled_bytes > 0
+        fleet.refresh_open(worker, runner)
     if operation.load_cause is LoadCause.adopt:
         runner.pinned = True
         runner.since_us = fleet.now_us  # an observation begun before cannot know that it is there, or pinned

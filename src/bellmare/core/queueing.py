@@ -51,6 +51,8 @@ def dispatch(fleet: Fleet, request: Request, worker: Worker, *, runner: Runner) 
     request.dispatched_us = now_us
     request.first_token_us = InstantUs(-1)
     request.attempts += 1
+    if request.attempts == 1:
+        fleet.state.retries.first += 1
     fleet.turns[request.model].charge(request, service_estimate_us(fleet, fleet.state.models[request.model]))
     runner.in_flight[request.request] = None
     runner.used_us = now_us

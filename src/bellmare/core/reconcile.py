@@ -187,6 +187,7 @@ def _take_one(fleet: Fleet, worker: Worker, model: Model, *, sight: tuple[Loaded
             return
         fleet.move(worker, runner, Cue.adopted)
     runner.pinned = loaded.pinned
+    _note_spill(fleet, worker, runner, loaded=loaded)
     if loaded.num_ctx:
         runner.num_ctx = loaded.num_ctx
     fleet.set_bytes(worker, runner, book_bytes(worker, model, runner, measured=loaded.bytes))
@@ -214,6 +215,7 @@ def _adopt(fleet: Fleet, worker: Worker, model: Model, *, loaded: LoadedModel) -
         load_us=load_estimate_us(worker, model),
         used_us=fleet.now_us,  # nobody knows: not older than what we have seen used
         pinned=loaded.pinned,
+        spilled=loaded.spilled_bytes > 0,
     )
     runner.bytes = learn_bytes(worker, model, runner, measured=loaded.bytes)
     runner.residency = Residency.resident
@@ -221,6 +223,13 @@ def _adopt(fleet: Fleet, worker: Worker, model: Model, *, loaded: LoadedModel) -
     fleet.count("adopted")
     fleet.touch(model.model)
     _check_shape(fleet, worker, model, runner=runner)
+
+
+def _note_spill(fleet: Fleet, worker: Worker, runner: Runner, *, loaded: LoadedModel) -> None:
+    """Whether a part of the runner is on the CPU, which no error tells: it is ten times slower and stays so."""
+    if runner.spilled is not (loaded.spilled_bytes > 0):
+        runner.spilled = not runner.spilled
+        fleet.refresh_open(worker, runner)
 
 
 def _check_shape(fleet: Fleet, worker: Worker, model: Model, *, runner: Runner) -> None:

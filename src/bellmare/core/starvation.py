@@ -5,6 +5,7 @@ answers is given up, so that its worker's loader is free for others; the victim 
 drain for the same model is given twice the time. So it ends at last, and two busy models do not throw each other out.
 """
 
+from bellmare.core.decisions import LoadCause
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.state import Model, Placement, Runner, Worker
 from bellmare.core.units import InstantUs, SpanUs
@@ -64,7 +65,8 @@ def lasts_too_long(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
         worker.runners[victim].spared_us = InstantUs(fleet.now_us + patience)
     fleet.set_timer(fleet.now_us + patience, Timer.look_again, worker.worker)
     model.drain_tries += 1
-    if fleet.now_us >= placement.started_us + fleet.config.drain_after_us:
+    waited = placement.cause is not LoadCause.operator  # who waits now may have come long after an operator asked
+    if waited and fleet.now_us >= placement.started_us + fleet.config.drain_after_us:
         model.may_drain = True  # it has waited long enough: the next place may be a busy one as well
     fleet.count("drain_given_up")
     return True

@@ -51,6 +51,8 @@ class Runner(msgspec.Struct):
     """Requests with a lower number waited when it was loaded: they are served before it may be drained; 0: none."""
     spared_us: InstantUs = InstantUs(0)
     """Not drained while busy before this instant: a drain of it was given up."""
+    spilled: bool = False
+    """A part of it runs on the CPU, as last seen: it is used only where no other copy has a free slot."""
     granted_num_ctx: int = 0
     """The context that our own load brought; less than was asked is the worker's limit, not a wrong shape."""
 
@@ -94,6 +96,32 @@ class Placement(msgspec.Struct):
     started_us: InstantUs
     spares: list[ModelId] = []
     """Those of ``victims`` that are one copy more than their model needs."""
+
+
+class Breaker(msgspec.Struct):
+    """How a worker's requests have ended lately (``breaker``)."""
+
+    good: int = 0
+    """Answers that began or ended well, ever: all that a success changes."""
+    row: int = 0
+    """Failures since the last success, as far as one has looked."""
+    row_good: int = 0
+    """``good`` at the last failure."""
+    window_us: InstantUs = InstantUs(-1)
+    """When the window began in which outcomes are counted; -1: none is open."""
+    window_good: int = 0
+    """``good`` when it began."""
+    window_bad: int = 0
+    ejections: int = 0
+    """Ejections in a row: the span doubles each time."""
+    until_us: InstantUs = InstantUs(-1)
+    """Out of routing until an observation taken in after this instant; -1: not ejected."""
+    back_us: InstantUs = InstantUs(-1)
+    """When it last came into routing."""
+    lost_us: InstantUs = InstantUs(-1)
+    """A loss whose requests are tried elsewhere beside the budget; -1: none."""
+    grow_us: InstantUs = InstantUs(-1)
+    """When its cap is raised next; -1: it is on trial, or has no cap."""
 
 
 class Worker(msgspec.Struct):
@@ -142,6 +170,14 @@ class Worker(msgspec.Struct):
     """When a runner was last asked to leave ahead of demand."""
     unload_us: SpanUs = SpanUs(0)
     """Learned: from the unload call until the memory is back; zero before the first."""
+    cap: int = 0
+    """Requests at once while it has to prove itself, over all its runners; zero: only its slots count."""
+    breaker: Breaker = msgspec.field(default_factory=Breaker)
+
+    @property
+    def at_cap(self) -> bool:
+        """It has as many requests as it may while it has to prove itself."""
+        return 0 < self.cap <= sum(len(runner.in_flight) for runner in self.runners.values())
 
     @property
     def unshown_bytes(self) -> int:
@@ -256,6 +292,21 @@ class Request(msgspec.Struct):
     """When the last of ``excluded`` failed it."""
     excluded: list[WorkerId] = []
     """Workers that failed it; used again only if nobody else stores the model."""
+    fingerprint: str = ""
+    """Of its content; empty unless some request was suspected when it came, or it took down a runner itself."""
+
+
+class Retries(msgspec.Struct):
+    """The budget of retries over all workers (``attempts``)."""
+
+    since_us: InstantUs = InstantUs(-1)
+    """When the window began; -1: nothing was retried yet."""
+    first: int = 0
+    """Requests dispatched for the first time since then."""
+    again: int = 0
+    """Retries since then."""
+    before: int = 0
+    """First dispatches per window's length, before it."""
 
 
 class Burst(msgspec.Struct):
@@ -320,6 +371,11 @@ class State(msgspec.Struct):
     """What the eviction policy in use has learned beside it."""
     policy: str = ""
     """Its name; set by the engine when it begins."""
+    retries: Retries = msgspec.field(default_factory=Retries)
+    suspects: dict[str, tuple[WorkerId, InstantUs]] = {}
+    """Fingerprints of requests under which a runner died, where, and until when that counts; the oldest first."""
+    poison: dict[str, InstantUs] = {}
+    """Fingerprints of requests that are refused, and until when; the oldest first."""
     shadows: Shadows = msgspec.field(default_factory=Shadows)
     bursts: dict[str, Burst] = {}
     """By name, since the last step that was not of the express lane."""

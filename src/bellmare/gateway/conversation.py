@@ -22,7 +22,8 @@ from bellmare.core.events import (
 from bellmare.core.units import InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
 from bellmare.gateway.errands import Errand, Stamp
-from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, is_crash, public_text
+from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, is_crash, public_text, status_within
+from bellmare.gateway.fingerprint import fingerprint
 from bellmare.gateway.translate import TooLong, Translator
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
@@ -122,6 +123,7 @@ class Conversation:
     def begin(self, deadline_us: InstantUs, *, tenant: str = "", priority: Priority = Priority.normal) -> None:
         """Ask the core. ``deadline_us`` is the instant by which it must have been handed to a worker."""
         self.exchange.listener = self
+        state = self.desk.driver.engine.fleet.state
         self.desk.driver.submit(
             RequestArrived(
                 request=self.request,
@@ -131,6 +133,7 @@ class Conversation:
                 tenant=tenant,
                 priority=priority,
                 prompt_tokens=self.errand.prompt_tokens,
+                fingerprint=fingerprint(self.errand) if state.suspects or state.poison else "",
             ),
             self,
         )
@@ -259,16 +262,17 @@ class Conversation:
             self._try_elsewhere(FaultKind.crashed, text)
         elif 400 <= status < 600:
             self._respond_error(status, public_text(status, text))
-            self._finish(Outcome.failed, status=status, detail=text)
+            fault = FaultKind.failed if status >= 500 else None
+            self._finish(Outcome.failed, status=status, detail=text, fault=fault)
         else:
             self._try_elsewhere(FaultKind.bad_answer, f"status {status}")
 
     def _error_inside(self, text: str) -> None:
         """An error within a 200: as a status if nothing was sent, else as the dialect's error frame."""
         if not self.exchange.started:
-            self._error_answer(500, text)
+            self._error_answer(status_within(text), text)
             return
-        fault = FaultKind.crashed if is_crash(500, text) else None
+        fault = FaultKind.crashed if is_crash(500, text) else FaultKind.failed
         self._cut(public_text(500, text))
         self._finish(Outcome.failed, status=200, detail=text, fault=fault)
 
@@ -296,7 +300,14 @@ class Conversation:
         """``detail`` is for our log only: a worker's words may quote other requests, so they do not reach the core."""
         assert self.dispatched is not None
         self.detail = detail
-        self.desk.driver.feed(DispatchFailed(request=self.request, worker=self.dispatched.worker, fault=fault))
+        self.desk.driver.feed(
+            DispatchFailed(
+                request=self.request,
+                worker=self.dispatched.worker,
+                fault=fault,
+                fingerprint=fingerprint(self.errand) if fault is FaultKind.crashed else "",
+            )
+        )
 
     def withdraw(self) -> bool:
         """Leave a request that still waits to another process, which accounts for it; whether it did wait."""
@@ -332,6 +343,7 @@ class Conversation:
                 fault=fault,
                 prompt_tokens=final.prompt_eval_count if final is not None else 0,
                 output_tokens=final.eval_count if final is not None else 0,
+                fingerprint=fingerprint(self.errand) if fault is FaultKind.crashed else "",
             )
         )
         self._end(str(outcome), status)

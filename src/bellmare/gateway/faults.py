@@ -34,6 +34,13 @@ def public_text(status: int, text: str) -> str:
     return next((beginning for beginning in _CRASH_BEGINNINGS if text.startswith(beginning)), FAILED_TEXT)
 
 
+def status_within(text: str) -> int:
+    """The status that an error inside a 200 would have had, by Ollama's own words (ollama.md 1.6)."""
+    if text.startswith("server busy"):
+        return 503
+    return 404 if text.startswith("model ") and " not found" in text else 500
+
+
 def is_crash(status: int, text: str) -> bool:
     """Whether an error answer says that the runner died, so that another may serve the request."""
     return status == 500 and text.startswith(_CRASH_BEGINNINGS)

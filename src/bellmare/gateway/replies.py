@@ -24,6 +24,9 @@ STATUS: dict[Refusal, int] = {
     Refusal.load_failed: 502,
     Refusal.deadline_passed: 504,
     Refusal.worker_failed: 502,
+    Refusal.worker_timed_out: 504,
+    Refusal.retries_spent: 502,
+    Refusal.poison_suspected: 502,
 }
 TEXTS: dict[Refusal, str] = {
     Refusal.unknown_model: "model '{name}' not found",
@@ -34,9 +37,15 @@ TEXTS: dict[Refusal, str] = {
     Refusal.load_failed: "'{name}' could not be loaded on any worker",
     Refusal.deadline_passed: "'{name}' did not become free in time: the request waited until its deadline",
     Refusal.worker_failed: "the workers that tried to answer with '{name}' failed",
+    Refusal.worker_timed_out: "the workers that tried to answer with '{name}' did not begin in time",
+    Refusal.retries_spent: "a worker failed '{name}', and too much is being tried again: try again in {retry} s",
+    Refusal.poison_suspected: "poison_suspected: such a request for '{name}' took down two workers; "
+    "it is not tried again for some minutes",
 }
 _PATH = re.compile(r"(?:[A-Za-z]:)?[\\/][^\s:,;\"']+")
-POINTLESS = frozenset({Refusal.unknown_model, Refusal.model_does_not_fit, Refusal.load_failed})
+POINTLESS = frozenset(
+    {Refusal.unknown_model, Refusal.model_does_not_fit, Refusal.load_failed, Refusal.poison_suspected}
+)
 """Retrying by itself will not help: both OpenAI SDKs obey ``x-should-retry``."""
 
 

@@ -67,6 +67,8 @@ class Native:
         ready = self._gate.feed(data)
         if self.error is not None or self.final is not None:
             return b""  # whatever follows the end is nobody's
+        if ready and ready[0] != 0x7B and ready.strip()[:1] not in (b"", b"{"):
+            raise BadAnswer("a line is no JSON object")  # a captive proxy's page, not an Ollama
         if b'"error"' in ready or b'"done":true' in ready or b'"done": true' in ready:
             return self._up_to_the_end(ready)
         return ready

@@ -280,12 +280,14 @@ class _StateCollector(Collector):
         active = _gauge("active_models", "Models ready on a worker", "worker")
         memory = _gauge("vram_bytes", "The ledger of each worker's memory", "worker", "part")
         healthy = _gauge("worker_healthy", "Whether a worker is in routing", "worker")
+        ejected = _gauge("worker_ejected", "Whether a worker is kept away because its requests failed", "worker")
         slots = _gauge("slots", "Slots of ready runners", "worker", "state")
         for worker in state.workers.values():
             runners = list(worker.runners.values())
             ready = [runner for runner in runners if runner.residency in (Residency.resident, Residency.draining)]
             active.add_metric([worker.worker], len(ready))
             healthy.add_metric([worker.worker], int(worker.healthy))
+            ejected.add_metric([worker.worker], int(worker.breaker.until_us >= 0))
             parts = {"resident": 0, "reserved": 0, "unloading": 0}
             for runner in runners:
                 parts[_PARTS[runner.residency]] += runner.bytes
@@ -300,7 +302,7 @@ class _StateCollector(Collector):
             slots.add_metric([worker.worker, "busy"], sum(len(runner.in_flight) for runner in runners))
             slots.add_metric([worker.worker, "zombie"], sum(len(runner.zombies) for runner in runners))
             slots.add_metric([worker.worker, "total"], sum(runner.slots for runner in ready))
-        yield from (waiting, active, memory, healthy, slots)
+        yield from (waiting, active, memory, healthy, ejected, slots)
         yield _gauge("requests_in_system", "Requests waiting or running").add_metric_value(len(state.requests))
 
 

@@ -207,6 +207,7 @@ def test_a_folder_that_cannot_be_written_costs_the_log_and_nothing_else(tmp_path
 
 
 def test_prompts_cannot_be_in_the_log(tmp_path: Path) -> None:
-    """Events have no field that could hold one: only ids, names and numbers."""
+    """Events have no field that could hold one: only ids, names, numbers, and a hash with a secret of the process."""
     fields = {field.name: field.type for field in msgspec.structs.fields(RequestArrived)}
-    assert set(fields) == {"request", "name", "deadline_us", "kind", "tenant", "priority", "prompt_tokens"}
+    numbers = {"deadline_us", "kind", "priority", "prompt_tokens"}
+    assert set(fields) == {"request", "name", "tenant", "fingerprint"} | numbers

@@ -99,6 +99,29 @@ class WorkerBook:
     """Unloads that failed here. Three of one victim give its claimant a back-off of which these books know nothing."""
     operation: OperationId | None = None
     rate: int = 0
+    good: int = 0
+    """Answers that began or ended well."""
+    judged_since: int = NEVER
+    """When the window began within which outcomes are counted; then the two counts of it."""
+    good_then: int = 0
+    bad: int = 0
+    row: int = 0
+    """Failures of transport since the last success."""
+    ejections: int = 0
+    ejected_until: int = NEVER
+    back: int = NEVER
+    """When it last came into routing."""
+    loss: int = NEVER
+    """A loss whose requests may go elsewhere beside the budget of retries."""
+    cap: int = 0
+    """Requests at once while it has to prove itself; 0: no cap."""
+    grows: int = NEVER
+    """When the cap is raised next."""
+
+    @property
+    def full(self) -> bool:
+        """It has as many requests as its cap allows."""
+        return 0 < self.cap <= sum(len(runner.in_flight) for runner in self.runners.values())
 
     @property
     def held(self) -> int:
@@ -129,6 +152,11 @@ class RequestBook:
     first_token: bool = False
     attempts: int = 0
     crashes: int = 0
+    fingerprint: str = ""
+    may_retry: bool = True
+    """The budget had room when it failed."""
+    timed_out: bool = False
+    """Its last failure was a timeout."""
     failed_on: list[WorkerId] = field(default_factory=list)
     failed_at: int = NEVER
     """When it last failed: the workers that failed it are avoided for a while from then on."""

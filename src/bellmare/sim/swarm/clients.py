@@ -15,6 +15,8 @@ RETRIES_OPEN_MAX = 64
 """Refused clients that mean to come back; the others give up, so that a refusal breeds no storm without end."""
 UNKNOWN_SHARE = 0.02
 """Requests for a name that nobody stores."""
+POISON = "hemlock"
+"""What some requests say, under which runners die."""
 FLOOD = 24
 """Hints in a row from one who does not know what he wants."""
 CLOCKWORK_EVERY_US = 45 * SECOND
@@ -86,6 +88,7 @@ class Clients:
             tokens=rng.choice((0, 10, 100, 1_000, 20_000)),
             tenant=f"tenant-{tenant}",
             priority=priority,
+            content=f"{POISON} {name}" if rng.random() < setting.poison_share else "",
         )
 
     def ask(self, ask: Ask, tries: int = 1) -> None:

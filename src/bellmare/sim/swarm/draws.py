@@ -103,6 +103,8 @@ class Setting:
     """Of refused clients, who come back when Retry-After says; half of the others come back at once."""
     short_share: float = 0.1
     """Requests with a deadline of a few seconds, or none left."""
+    poison_share: float = 0.0
+    """Requests that may take down their runner, and say so."""
     broken: tuple[str, ...] = ()
     """Names whose files are damaged: no load of them succeeds until the world heals."""
     pace_us: int = 2 * SECOND
@@ -126,6 +128,7 @@ PLAIN = Setting(
         load_timeout_us=SpanUs(60 * SECOND),
         unload_timeout_us=SpanUs(20 * SECOND),
         zombie_max_us=SpanUs(30 * SECOND),
+        ejection_max_us=SpanUs(20 * SECOND),
         models={"ant": ModelConfig(pinned=True), "eel": ModelConfig(num_ctx=4096)},
     ),
     machines=MACHINES,
@@ -162,6 +165,7 @@ def draw(rng: random.Random) -> Setting:
         high_share=rng.choice((0.0, 0.0, 0.2)),
         honouring=rng.choice((0.2, 0.8)),
         short_share=rng.choice((0.0, 0.1, 0.3)),
+        poison_share=rng.choice((0.0, 0.0, 0.3)),
         broken=tuple(name for name in names if rng.random() < 0.25) if rng.random() < 0.3 else (),
         pace_us=rng.choice((200_000, SECOND, 2 * SECOND, 5 * SECOND)),
         weights=weights,
@@ -218,6 +222,12 @@ def _limits(rng: random.Random, names: tuple[str, ...]) -> CoreConfig:
         "batch_max_us": rng.choice((1, 5, 15)),
         "drain_max_us": rng.choice((2, 10, 30)),
         "switch_dwell_us": rng.choice((20, 60, 3600)),
+        "breaker_window_us": rng.choice((10, 30)),
+        "ejection_us": rng.choice((1, 5)),
+        "ejection_max_us": rng.choice((4, 60)),
+        "slow_start_us": rng.choice((4, 20)),
+        "retry_window_us": rng.choice((10, 30)),
+        "poison_us": rng.choice((10, 60)),
     }
     limits: dict[str, Any] = {name: SpanUs(seconds * SECOND) for name, seconds in spans.items()}
     return CoreConfig(
@@ -227,6 +237,10 @@ def _limits(rng: random.Random, names: tuple[str, ...]) -> CoreConfig:
         attempts_max=rng.choice((1, 2, 3, 3)),
         load_failures_max=rng.choice((1, 3)),
         unreachable_max=rng.choice((1, 2, 3)),
+        breaker_failures=rng.choice((2, 3, 100)),
+        breaker_outcomes=rng.choice((3, 10)),
+        retry_percent=rng.choice((0, 10)),
+        retry_floor=rng.choice((0, 1, 10)),
         eviction=rng.choice(sorted(POLICIES)),
         models=said,
         ahead=rng.random() < 0.8,

@@ -4,6 +4,7 @@ An observation never contradicts a change younger than its start, memory is free
 taken until its request's end or the end of its aborted prefill.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -25,18 +26,15 @@ from bellmare.sim.swarm.books import (
     WorkerBook,
     moving,
 )
-
-Shape = tuple[ModelId, str, int, int]
-"""What a measurement of a runner is valid for: blob, kind of worker, context, slots."""
+from bellmare.sim.swarm.holdings import Holdings, Shape
 
 
-class Ledger:
+class Ledger(Holdings, ABC):
     """Books, and the events that change them. ``Oracle`` adds what the core decides."""
 
     def __init__(self, config: CoreConfig) -> None:
-        self.config = config
+        super().__init__(config)
         self.now = 0
-        self.workers: dict[WorkerId, WorkerBook] = {}
         self.requests: dict[RequestId, RequestBook] = {}
         """Those that live. Who has ended is only in ``ended``."""
         self.waiting: dict[ModelId, dict[RequestId, RequestBook]] = {}
@@ -47,9 +45,6 @@ class Ledger:
         self.ended: dict[RequestId, str] = {}
         """How each request ended."""
         self.operations: dict[OperationId, OperationBook] = {}
-        self.blobs: dict[ModelId, e.StoredModel] = {}
-        self.votes: dict[str, dict[ModelId, int]] = {}
-        self.measured: dict[Shape, int] = {}
         self.largest: dict[ModelId, int] = {}
         """The largest measurement of a blob in any shape."""
         self.service: dict[ModelId, int] = {}
@@ -59,7 +54,6 @@ class Ledger:
         self.asked_in: dict[ModelId, int] = {}
         """When an operator last asked for the model."""
         self.asked_out: dict[ModelId, int] = {}
-        self.ever_pinned: dict[ModelId, None] = {}
         self.met: dict[str, int] = {}
         self.checked: dict[str, int] = {}
         """How often each rule was looked at."""
@@ -70,6 +64,9 @@ class Ledger:
         self.policy = config.eviction
         self.switched = -1
         """When the policy was last changed; -1: never."""
+        self.suspects: dict[str, tuple[WorkerId, int]] = {}
+        self.poison: dict[str, int] = {}
+        """Until when such requests are refused."""
         self._told: dict[type[Any], Callable[[Any], None]] = {
             kind: getattr(self, f"_{kind.__name__}") for kind in e.Event.__subclasses__()
         }
@@ -102,6 +99,7 @@ class Ledger:
             if book.deadline <= now:
                 self.meet("operation given up")
                 self._operation_over(e.OperationEnded(operation, e.OperationOutcome.timed_out, e.FaultKind.timeout))
+        self.grow()
         for worker in self.workers.values():
             for runner in worker.runners.values():
                 if runner.zombies:
@@ -114,7 +112,7 @@ class Ledger:
         worker = self.workers.pop(event.worker, None)
         if worker is not None and worker.operation is not None:
             del self.operations[worker.operation]
-        self._count_votes()
+        self.count_votes()
 
     def _WorkerObserved(self, event: e.WorkerObserved) -> None:  # noqa: N802
         worker = self.workers.get(event.worker)
@@ -122,12 +120,13 @@ class Ledger:
             return
         if not worker.routable and event.started_us <= worker.lost_at:
             return
-        worker.observed, worker.routable, worker.unreachable = event.started_us, True, 0
+        worker.observed, worker.unreachable = event.started_us, 0
+        worker.routable = self.comes_back(worker)
         if event.stored is not None:
             worker.stored = {entry.name: entry for entry in event.stored}
             for entry in event.stored:
                 self.blobs[entry.model] = entry
-            self._count_votes()
+            self.count_votes()
         lines = [(line.model, line) for line in event.loaded if line.model is not None and line.model in self.blobs]
         known = dict(lines)
         strangers = [line.bytes + worker.unshown for line in event.loaded if line.model not in known]
@@ -203,6 +202,36 @@ class Ledger:
             worker.routable = False
             worker.lost_at = max(worker.lost_at, event.started_us)
 
+    # ------------------------------------------------------------------ whom to trust: ``trust`` knows
+
+    @abstractmethod
+    def went_well(self, worker: WorkerBook) -> None:
+        """A request of the worker has begun to be answered, or was answered."""
+
+    @abstractmethod
+    def fails(self, worker: WorkerBook, request: RequestBook, fault: e.FaultKind) -> None:
+        """A request failed there."""
+
+    @abstractmethod
+    def comes_back(self, worker: WorkerBook) -> bool:
+        """Whether an observation brings it into routing."""
+
+    @abstractmethod
+    def grow(self) -> None:
+        """Slow starts go on as time passes."""
+
+    @abstractmethod
+    def tries_again(self, request: RequestBook, event: e.DispatchFailed) -> None:
+        """Whether the contract has room for one more try of a request that a worker failed."""
+
+    @abstractmethod
+    def crashes(self, request: RequestBook, fingerprint: str) -> None:
+        """A runner died under it."""
+
+    @abstractmethod
+    def is_poison(self, fingerprint: str) -> bool:
+        """Whether such requests are refused now."""
+
     # ------------------------------------------------------------------ requests
 
     def _RequestArrived(self, event: e.RequestArrived) -> None:  # noqa: N802
@@ -212,6 +241,7 @@ class Ledger:
             w.routable and blob in w.runners and w.runners[blob].state == "ready" for w in self.workers.values()
         )
         book = RequestBook(event, blob, self.now, self.arrivals, ready)
+        book.fingerprint = event.fingerprint
         book.ahead = sum(1 for other in self.waiting.get(blob, {}).values() if other.lane == book.lane)
         self.arrivals += 1
         self.requests[event.request] = book
@@ -232,6 +262,8 @@ class Ledger:
         worker = self.workers.get(request.worker) if request.worker is not None else None
         request.first_token = True
         took = self.now - request.dispatched
+        if worker is not None:
+            self.went_well(worker)
         if worker is not None and request.event.prompt_tokens and took > 0:
             worker.rate = max(1, moving(worker.rate, request.event.prompt_tokens * SECOND // took))
 
@@ -242,8 +274,13 @@ class Ledger:
             took = max(1, self.now - request.dispatched)
             self.service[request.blob] = moving(self.service.get(request.blob, 0), took)
             self.service_of_all = moving(self.service_of_all, took)
+            self.suspects.pop(request.fingerprint, None)
+            if held and not request.first_token and request.worker is not None:
+                self.went_well(self.workers[request.worker])
         elif held and event.fault is not None:
             self._blame(request, event.fault)
+        if event.fault is e.FaultKind.crashed:
+            self.crashes(request, event.fingerprint)
         self.count(str(event.outcome))
         self._end(request, str(event.outcome))
 
@@ -253,9 +290,9 @@ class Ledger:
         held = self._release(request, aborted=event.fault is e.FaultKind.timeout)
         if held:
             self._blame(request, event.fault)
-        self._avoids(request)
+        self.avoids(request)
+        self.tries_again(request, event)
         request.phase, request.worker = "waiting", None
-        request.crashes += event.fault is e.FaultKind.crashed
         if event.worker not in request.failed_on:
             request.failed_on.append(event.worker)
         request.failed_at = self.now
@@ -265,6 +302,7 @@ class Ledger:
     def _blame(self, request: RequestBook, fault: e.FaultKind) -> None:
         assert request.worker is not None
         worker = self.workers[request.worker]
+        self.fails(worker, request, fault)
         if fault in LOST:
             worker.routable, worker.lost_at = False, self.now
         elif fault in (e.FaultKind.not_found, e.FaultKind.unreachable):
@@ -272,7 +310,7 @@ class Ledger:
         elif fault is e.FaultKind.busy:
             worker.runners[request.blob].zombies.append(self.now + SECOND)
 
-    def _avoids(self, request: RequestBook) -> None:
+    def avoids(self, request: RequestBook) -> None:
         """Once the exclusion is over, any worker may have it again."""
         if request.failed_on and request.failed_at + self.config.exclusion_us <= self.now:
             request.failed_on.clear()
@@ -406,7 +444,7 @@ class Ledger:
             self.meet("policy set")
         contexts = {blob: self.canonical(blob) for blob in self.blobs}
         self.config = msgspec.structs.replace(event.config, shadows=self.config.shadows)
-        self._count_votes()
+        self.count_votes()
         for worker in self.workers.values():
             for blob, runner in worker.runners.items():
                 kept = runner.state in ("ready", "draining") and contexts[blob] <= runner.num_ctx
@@ -420,59 +458,3 @@ class Ledger:
 
     def _TimePassed(self, event: e.TimePassed) -> None:  # noqa: N802
         """The rest of ``told`` is what time does."""
-
-    # ------------------------------------------------------------------ names and sizes
-
-    def _count_votes(self) -> None:
-        """How many workers bind each name to which blob; of equals the one bound first wins."""
-        counts: dict[str, dict[ModelId, int]] = {}
-        for worker in self.workers.values():
-            for name, entry in worker.stored.items():
-                blobs = counts.setdefault(name, {})
-                blobs[entry.model] = blobs.get(entry.model, 0) + 1
-        kept: dict[str, dict[ModelId, int]] = {}
-        for name, blobs in counts.items():
-            before = self.votes.get(name, {})
-            order = [blob for blob in before if blob in blobs] + [blob for blob in blobs if blob not in before]
-            kept[name] = {blob: blobs[blob] for blob in order}
-        self.votes = kept
-        for name, said in self.config.models.items():
-            blob = self.resolve(name) if said.pinned else None
-            if blob is not None:
-                self.ever_pinned[blob] = None
-
-    def resolve(self, name: str) -> ModelId | None:
-        votes = self.votes.get(name)
-        return max(votes, key=votes.__getitem__) if votes else None
-
-    def binds(self, worker: WorkerBook, request: RequestBook) -> bool:
-        entry = worker.stored.get(request.event.name)
-        return entry is not None and entry.model == request.blob
-
-    def canonical(self, blob: ModelId) -> int:
-        """The one context of a model: configured, the Modelfile's or the default, capped to training."""
-        entry = self.blobs[blob]
-        said = [m.num_ctx for name, m in self.config.models.items() if m.num_ctx and self.resolve(name) == blob]
-        wanted = max(said, default=0) or entry.num_ctx or self.config.default_num_ctx
-        return min(wanted, entry.context_max) if entry.context_max else wanted
-
-    def pinned(self, blob: ModelId) -> bool:
-        return any(said.pinned and self.resolve(name) == blob for name, said in self.config.models.items())
-
-    def need(self, worker: WorkerBook, blob: ModelId, num_ctx: int) -> int:
-        """What a runner will take: as measured in this shape, else by the documented formula."""
-        entry = self.blobs[blob]
-        slots = worker.slots(entry)
-        measured = self.measured.get((blob, str(worker.spec.kind), num_ctx, slots))
-        if measured is not None:
-            return measured + worker.unshown
-        if not entry.kv_bytes_per_token and not entry.recurrent_bytes_per_slot:
-            return entry.weights_bytes * 108 // 100 + (512 << 20) + worker.spec.overhead_bytes
-        cache = (entry.kv_bytes_per_token * num_ctx + entry.recurrent_bytes_per_slot) * slots
-        return entry.weights_bytes + cache + entry.compute_bytes + 1024 * num_ctx + worker.spec.overhead_bytes
-
-    def predicted(self, worker: WorkerBook, blob: ModelId, num_ctx: int) -> int:
-        """What Ollama's own fit test is about: the file, and the cache for all slots."""
-        entry = self.blobs[blob]
-        cache = entry.predicted_kv_bytes_per_token or entry.kv_bytes_per_token
-        return entry.weights_bytes + cache * num_ctx * worker.slots(entry)

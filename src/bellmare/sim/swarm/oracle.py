@@ -21,8 +21,8 @@ from bellmare.sim.swarm.books import (
     RunnerBook,
     WorkerBook,
 )
-from bellmare.sim.swarm.ledger import Ledger
 from bellmare.sim.swarm.refusals import judge_admission, judge_refusal
+from bellmare.sim.swarm.trust import Trusting
 
 BYPASS_MAX = 16
 """Later arrivals of its own lane that may be served before a request that failed once (I15): while it looks for another
@@ -39,7 +39,7 @@ MODELS_SURELY_TRIED = 8
 """With more models waiting than that, one that fits may have to wait for the next look (a step's work is bounded)."""
 
 
-class Oracle(Ledger):
+class Oracle(Trusting):
     """The ledger, and what the core may decide by it."""
 
     def __init__(self, config: CoreConfig) -> None:
@@ -99,7 +99,7 @@ class Oracle(Ledger):
         request.attempts += 1
         self.must(decision.attempt == request.attempts <= self.config.attempts_max, "attempts are bounded", decision)
         self._judge_words(decision, request, runner)
-        self._judge_retry(decision, request)
+        self.judge_trust(decision, request, worker)
         self._judge_order(decision, request)
         self._waits_no_more(request)
         runner.in_flight[decision.request] = None
@@ -117,23 +117,12 @@ class Oracle(Ledger):
             expected.append(d.CacheState.hit)
         self.must(decision.cache in expected, "the cache's state is told as it was", decision, expected)
 
-    def _judge_retry(self, decision: d.Dispatch, request: RequestBook) -> None:
-        """A retry goes elsewhere while somebody else can (I11), for a while."""
-        self._avoids(request)
-        if decision.worker in request.failed_on:
-            others = [w for i, w in self.workers.items() if w.routable and i not in request.failed_on]
-            self.must(not any(self.binds(w, request) for w in others), "a retry goes elsewhere", decision, request)
-        elif request.failed_on:
-            self.meet("retried elsewhere")
-        elif request.attempts > 1:
-            self.meet("forgiven")
-
     def _judge_order(self, decision: d.Dispatch, request: RequestBook) -> None:
         """Whom it overtakes, among those who could have had its slot (I15)."""
         for other in self.waiting.get(request.blob, {}).values():
             if other.number >= request.number or other.event.name != request.event.name:
                 continue
-            self._avoids(other)
+            self.avoids(other)
             if decision.worker in other.failed_on:
                 continue
             other.bypassed_by_any += 1
@@ -220,7 +209,7 @@ class Oracle(Ledger):
 
     def _supplied(self, request: RequestBook) -> bool:
         """Whether a copy that is ready or loading will serve it."""
-        self._avoids(request)
+        self.avoids(request)
         for name, worker in self.workers.items():
             runner = worker.runners.get(request.blob)
             if runner is None or not worker.routable or runner.state not in ("ready", "loading"):
@@ -351,10 +340,7 @@ class Oracle(Ledger):
         self.meet("undrained")
 
     def _HealthChange(self, decision: d.HealthChange) -> None:  # noqa: N802
-        worker = self.workers.get(decision.worker)
-        if worker is not None:
-            self.must(worker.routable == decision.healthy, "health is as it was told", decision)
-            self.meet(f"HealthChange.{decision.healthy}")
+        self.judge_health(decision)
 
     def _PolicySwitch(self, decision: d.PolicySwitch) -> None:  # noqa: N802
         """Only where it is allowed, from the policy in use to another one, and never before the dwell is over."""
@@ -401,6 +387,8 @@ class Oracle(Ledger):
             runner = worker.runners.get(blob)
             if runner is None or not worker.routable or runner.state != "ready" or runner.used >= runner.slots:
                 continue
+            if worker.full:
+                continue
             for request in waiting.values():
                 free = self.binds(worker, request) and name not in request.failed_on
                 self.must(not free, "nobody waits beside a free slot", request, name)
@@ -434,7 +422,8 @@ class Oracle(Ledger):
         """Once all that was due is done: deadlines were kept (I7), and who can be helped is helped (I10, I16)."""
         for blob, waiting in self.waiting.items():
             for request in waiting.values():
-                self._avoids(request)
+                self.avoids(request)
+                self.must(not self.is_poison(request.fingerprint), "poison does not wait", request)
                 late = request.event.deadline_us <= self.now
                 self.must(not late, "nobody waits past the deadline", request)
             self._judge_idle_slots(blob, waiting)

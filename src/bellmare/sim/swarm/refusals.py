@@ -5,7 +5,12 @@ from bellmare.core.units import ModelId
 from bellmare.sim.swarm.books import MIB, SECOND, UNLOAD_TRIES, RequestBook
 from bellmare.sim.swarm.ledger import Ledger
 
-RETRYABLE = (d.Refusal.queue_full, d.Refusal.wait_too_long, d.Refusal.no_healthy_worker)
+RETRYABLE = (
+    d.Refusal.queue_full,
+    d.Refusal.wait_too_long,
+    d.Refusal.no_healthy_worker,
+    d.Refusal.retries_spent,
+)
 CRASHES_MAX = 2
 DOUBT = 2
 """Predictions of the core and of these books may differ by so much either way: the order of the queue is its own."""
@@ -41,9 +46,15 @@ def judge_refusal(books: Ledger, request: RequestBook, decision: d.Reject) -> No
     elif why is d.Refusal.load_failed:
         failed = request.blob in books.failed_now or _rests_somewhere(books, request)
         must(failed, "load_failed only when a load failed", decision)
-    elif why is d.Refusal.worker_failed:
+    elif why in (d.Refusal.worker_failed, d.Refusal.worker_timed_out):
         spent = request.attempts >= config.attempts_max or request.crashes >= CRASHES_MAX
         must(spent, "worker_failed only when the attempts are spent", decision, request)
+        slow = why is d.Refusal.worker_timed_out
+        must(request.timed_out == slow, "a timeout is told as one", decision, request)
+    elif why is d.Refusal.retries_spent:
+        must(not request.may_retry, "retries_spent only when their budget is", decision, request)
+    elif why is d.Refusal.poison_suspected:
+        must(books.is_poison(request.fingerprint), "poison only after two workers", decision, request)
     _judge_retry_after(books, request, decision)
 
 

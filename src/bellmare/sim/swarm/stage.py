@@ -150,6 +150,7 @@ class Stage:
         live = len(oracle.requests)
         oracle.must(len(state.requests) == live, "every request is known until its end", len(state.requests), live)
         oracle.must(len(state.operations) == len(oracle.operations), "every operation is known until its end")
+        oracle.judge_routing({name: worker.healthy for name, worker in state.workers.items()})
 
     def _check_deeply(self) -> None:
         oracle = self.oracle

@@ -9,6 +9,7 @@ from bellmare.core import events as e
 from bellmare.core.config import CoreConfig
 from bellmare.core.units import InstantUs, RequestId
 from bellmare.sim.swarm.books import SECOND
+from bellmare.sim.swarm.draws import PLAIN, Setting
 from bellmare.sim.swarm.machines import FAULT_KINDS, Machines
 from bellmare.sim.swarm.marks import Fault, Habit
 
@@ -26,12 +27,22 @@ class Ask:
     tokens: int = 100
     tenant: str = ""
     priority: e.Priority = e.Priority.normal
+    content: str = ""
+    """What it says, if that matters: equal for equal requests."""
 
 
 class World(Machines):
     """All that happens outside the core."""
 
     next_request = 0
+
+    def __init__(self, setting: Setting = PLAIN, *, check_every: int = 1) -> None:
+        super().__init__(setting, check_every=check_every)
+        self.contents: dict[RequestId, str] = {}
+        """What requests say that may be poison."""
+
+    def _fingerprint(self, request: RequestId, kind: e.FaultKind | None) -> str:
+        return self.contents.get(request, "") if kind is e.FaultKind.crashed else ""
 
     def habit(self, habit: Habit) -> None:
         self.oracle.meet(f"Habit.{habit}")
@@ -62,8 +73,12 @@ class World(Machines):
                 tenant=ask.tenant,
                 priority=ask.priority,
                 prompt_tokens=ask.tokens,
+                fingerprint=ask.content if self.oracle.suspects or self.oracle.poison else "",
             )
         )
+        self.contents = {one: said for one, said in self.contents.items() if one in self.oracle.requests}
+        if ask.content and request in self.oracle.requests:
+            self.contents[request] = ask.content
         return request
 
     def cancel(self, pick: int) -> None:
@@ -100,17 +115,32 @@ class World(Machines):
         if kind is not None:
             self.fault(Fault.broken_off)
         outcome = e.Outcome.completed if fault < 0 else e.Outcome.failed
-        self.feed(e.RequestFinished(request=request, outcome=outcome, fault=kind, output_tokens=7))
+        self.feed(
+            e.RequestFinished(
+                request=request,
+                outcome=outcome,
+                fault=kind,
+                output_tokens=7,
+                fingerprint=self._fingerprint(request, kind),
+            )
+        )
 
     def fail_dispatch(self, pick: int, fault: int) -> None:
         """Nothing came of it and nothing was sent: it may run elsewhere."""
         request = self.pick_request(pick, ("running",))
+        poisoned = [one for one in self.contents if self.phase(one) == "running"]
+        if poisoned and pick % 2 and not any(dead in poisoned for dead, _ in self.dead_requests):
+            request = poisoned[pick % len(poisoned)]
         if request is None or self.oracle.requests[request].first_token:
             return
         worker = self.oracle.requests[request].worker
         assert worker is not None
         self.fault(Fault.dispatch_failed)
-        self.feed(e.DispatchFailed(request=request, worker=worker, fault=FAULT_KINDS[fault % len(FAULT_KINDS)]))
+        kind = FAULT_KINDS[fault % len(FAULT_KINDS)]
+        if request in self.contents:
+            kind = e.FaultKind.crashed  # poison does nothing else
+        said = self._fingerprint(request, kind)
+        self.feed(e.DispatchFailed(request=request, worker=worker, fault=kind, fingerprint=said))
 
     def report_dead(self, pick: int) -> None:
         """The data plane notices a connection that died."""
