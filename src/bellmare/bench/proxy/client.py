@@ -1,4 +1,4 @@
-"""What all modes of the load generator share: connections, checked answers, checked streams, a window of measurement."""
+"""What all modes of the load generator share: connections, checked answers and streams, the window that counts."""
 
 import contextlib
 import json
@@ -51,6 +51,40 @@ def whole(data: bytes) -> bool:
     if found is None:
         return data.endswith(wire.LAST_CHUNK)
     return len(data) >= end + 4 + int(found[1])
+
+
+def receive(sock: socket.socket) -> bytes:
+    """What is there; empty if the other side has closed or broken the connection."""
+    try:
+        return sock.recv(RECEIVE_BYTES)
+    except OSError:
+        return b""
+
+
+class Answers:
+    """Unstreamed answers by descriptor: collects, checks, tells which are complete."""
+
+    def __init__(self, sockets: dict[int, socket.socket], outcome: Outcome) -> None:
+        self._sockets = sockets
+        self._outcome = outcome
+        self._partial: dict[int, bytes] = {}
+
+    def read(self, fd: int) -> bool | None:
+        """True: an answer is complete; False: not yet; None: the connection is of no use any more."""
+        data = receive(self._sockets[fd])
+        if not data:
+            self._outcome.fail("connection closed")
+            return None
+        if fd in self._partial:
+            data = self._partial.pop(fd) + data
+        if not whole(data):
+            self._partial[fd] = data
+            return False
+        if not data.startswith(_OK):
+            self._outcome.fail(f"answer begins {data[:60]!r}")
+        else:
+            self._outcome.served += 1
+        return True
 
 
 class StreamCheck:
@@ -138,7 +172,7 @@ class Clients:
 
 @contextlib.contextmanager
 def clients(job: Job, outcome: Outcome) -> Iterator[Clients]:
-    """Connections of one job; notes how many the upstream accepted meanwhile. What breaks is an error of the outcome."""
+    """Connections of one job; how many the upstream accepted meanwhile, and what broke, is noted in ``outcome``."""
     before = int(str(control(job.upstream_port)["accepted"]))
     made = Clients(job)
     try:

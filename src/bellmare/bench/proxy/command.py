@@ -2,7 +2,6 @@
 
 import os
 import platform
-import pstats
 import signal
 import sys
 from collections.abc import Iterator
@@ -15,23 +14,21 @@ from rich.console import Console
 
 from bellmare import __version__
 from bellmare.bench.proxy import report, table
-from bellmare.bench.proxy.jobs import Job, Mode
-from bellmare.bench.proxy.measures import CHUNKS_PER_STREAM, PHASES, RATES, Bench, Plan
+from bellmare.bench.proxy.measures import PHASES, Bench, Plan
 from bellmare.bench.proxy.processes import measurable
+from bellmare.bench.proxy.profiling import KINDS, run_profile
 from bellmare.bench.proxy.running import (
     CannotRun,
     cores,
     raise_descriptor_limit,
-    run_job,
-    started,
     started_upstream,
 )
 from bellmare.bench.proxy.subjects import NAMES, Subject, find
 
 EXIT_GOAL_MISSED = 1
 EXIT_CANNOT = 2
-PROFILE_LINES = 45
-PROFILE_S = 6.0
+TABLE_WIDTH = 120
+"""In a file."""
 
 
 @dataclass(slots=True, frozen=True)
@@ -58,13 +55,13 @@ def run_bench_proxy(asked: Asked) -> int:
         return _refuse(f"--only takes {', '.join(PHASES)}")
     if names is None:
         return _refuse(f"--proxies takes {', '.join(NAMES)}")
-    if asked.profile not in ("", "request", "chunk"):
-        return _refuse("--profile takes request or chunk")
+    if asked.profile not in ("", *KINDS):
+        return _refuse(f"--profile takes {' or '.join(KINDS)}")
     descriptors = raise_descriptor_limit()
     try:
         with _signals_unwind():
             if asked.profile:
-                return _profile(asked.profile)
+                return run_profile(asked.profile)
             return _measure(asked, _plan(asked, phases, descriptors), names=names, console=console)
     except CannotRun as error:
         return _refuse(str(error))
@@ -115,10 +112,18 @@ def _measure(asked: Asked, plan: Plan, *, names: tuple[str, ...], console: Conso
         measured = Bench(plan, found, upstream_port=upstream_port, tell=tell).run()
     made = report.document(measured, plan, found)
     if asked.as_json:
-        whole = {"version": __version__, "machine": _machine(), "plan": plan, "notices": notices, **made}
+        whole = {
+            "version": __version__,
+            "machine": _machine(),
+            "plan": plan,
+            "notices": notices,
+            **made,
+            "rounds": measured.outcomes,
+        }
         sys.stdout.write(msgspec.json.encode(whole).decode() + "\n")
     else:
-        table.show(made, plan, Console())
+        console = Console()
+        table.show(made, plan, console if console.is_terminal else Console(width=TABLE_WIDTH))
     missed = any(goal["met"] is False for goal in made["goals"])
     return EXIT_GOAL_MISSED if asked.check and missed else 0
 
@@ -130,34 +135,6 @@ def _machine() -> dict[str, Any]:
         "machine": platform.machine(),
         "python": platform.python_version(),
     }
-
-
-def _profile(kind: str) -> int:
-    """bellmare alone under cProfile while the load runs; its functions by own time."""
-    subject = find("bellmare")
-    assert subject is not None
-    proxy_core, load_core = cores()
-    with started_upstream(load_core) as upstream_port:
-        with started(subject, upstream_port, core=proxy_core, profile=True) as running:
-            job = Job(
-                mode=Mode.saturate if kind == "request" else Mode.stream,
-                port=running.port,
-                upstream_port=upstream_port,
-                pid=running.pid,
-                window_s=PROFILE_S,
-            )
-            if kind == "chunk":
-                rate = RATES[0]
-                job = msgspec.structs.replace(
-                    job, connections=rate.streams, interval_us=rate.interval_us, chunks=CHUNKS_PER_STREAM
-                )
-            outcome = run_job(job, core=load_core)
-            folder = running.folder
-            running.stop()
-            done = f"{outcome.served} requests, {outcome.chunks} chunks in the window, {outcome.errors} errors"
-            sys.stdout.write(f"{done}; cProfile makes small functions look dearer than they are\n")
-            pstats.Stats(str(folder / "profile")).sort_stats("tottime").print_stats(PROFILE_LINES)
-    return 0
 
 
 def _refuse(text: str) -> int:

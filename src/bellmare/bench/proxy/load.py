@@ -4,7 +4,6 @@ It checks what it gets: status and length of every answer, number and order of e
 """
 
 import gc
-import socket
 import sys
 import time
 from collections import deque
@@ -12,45 +11,11 @@ from collections import deque
 import msgspec
 
 from bellmare.bench.proxy import wire
-from bellmare.bench.proxy.client import DRAIN_TIMEOUT_S, RECEIVE_BYTES, Clients, StreamCheck, Window, clients, whole
+from bellmare.bench.proxy.client import DRAIN_TIMEOUT_S, Answers, Clients, StreamCheck, Window, clients, receive
 from bellmare.bench.proxy.jobs import Job, Mode, Outcome, quantile
 from bellmare.bench.proxy.load_held import hold, idle, leave, stall
 
 IDLE_WAIT_S = 0.05
-
-
-def _receive(sock: socket.socket) -> bytes:
-    """What is there; empty if the other side has closed or broken the connection."""
-    try:
-        return sock.recv(RECEIVE_BYTES)
-    except OSError:
-        return b""
-
-
-class _Answers:
-    """Unstreamed answers by descriptor: collects, checks, tells which are complete."""
-
-    def __init__(self, open_clients: Clients, outcome: Outcome) -> None:
-        self._sockets = open_clients.sockets
-        self._outcome = outcome
-        self._partial: dict[int, bytes] = {}
-
-    def read(self, fd: int) -> bool | None:
-        """True: an answer is complete; False: not yet; None: the connection is of no use any more."""
-        data = _receive(self._sockets[fd])
-        if not data:
-            self._outcome.fail("connection closed")
-            return None
-        if fd in self._partial:
-            data = self._partial.pop(fd) + data
-        if not whole(data):
-            self._partial[fd] = data
-            return False
-        if not data.startswith(b"HTTP/1.1 200"):
-            self._outcome.fail(f"answer begins {data[:60]!r}")
-        else:
-            self._outcome.served += 1
-        return True
 
 
 def saturate(job: Job) -> Outcome:
@@ -58,7 +23,7 @@ def saturate(job: Job) -> Outcome:
     outcome = Outcome()
     with clients(job, outcome) as opened:
         sockets = opened.sockets
-        answers = _Answers(opened, outcome)
+        answers = Answers(opened.sockets, outcome)
         messages: dict[int, bytes] = {}
         for number in range(job.connections):
             messages[opened.open()] = opened.request(number, prompt=wire.order(0), stream=False)
@@ -89,7 +54,7 @@ def paced(job: Job) -> Outcome:
     outcome = Outcome()
     latencies: list[float] = []
     with clients(job, outcome) as opened:
-        answers = _Answers(opened, outcome)
+        answers = Answers(opened.sockets, outcome)
         messages: dict[int, bytes] = {}
         for number in range(job.connections):
             messages[opened.open()] = opened.request(number, prompt=wire.order(0), stream=False)
@@ -155,7 +120,7 @@ class _Streams:
         self._opened.sockets[fd].send(self._message[fd])
 
     def read(self, fd: int, window: Window) -> None:
-        data = _receive(self._opened.sockets[fd])
+        data = receive(self._opened.sockets[fd])
         now = time.monotonic_ns()
         check = self._checks.get(fd)
         if check is None or not data:

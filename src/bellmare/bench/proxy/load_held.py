@@ -4,7 +4,7 @@ import time
 from typing import Any, cast
 
 from bellmare.bench.proxy import wire
-from bellmare.bench.proxy.client import DRAIN_TIMEOUT_S, RECEIVE_BYTES, Clients, StreamCheck, clients, control, whole
+from bellmare.bench.proxy.client import DRAIN_TIMEOUT_S, Answers, Clients, StreamCheck, clients, control, receive
 from bellmare.bench.proxy.jobs import Job, Outcome
 from bellmare.bench.proxy.processes import memory_bytes
 
@@ -52,10 +52,7 @@ def _open_until_first(opened: Clients, outcome: Outcome, *, orders: list[str]) -
 
 def _read(opened: Clients, outcome: Outcome, checks: dict[int, StreamCheck], *, fd: int) -> bool:
     """Whether the stream goes on."""
-    try:
-        data = opened.sockets[fd].recv(RECEIVE_BYTES)
-    except OSError:
-        data = b""
+    data = receive(opened.sockets[fd])
     check = checks[fd]
     if data:
         check.feed(data)
@@ -90,6 +87,7 @@ def idle(job: Job) -> Outcome:
     with clients(job, outcome) as opened:
         memory = _Memory(job)
         message = wire.get(opened.address, "/api/version")
+        answers = Answers(opened.sockets, outcome)
         opened_count = 0
         waiting: set[int] = set()
         deadline = time.monotonic() + DRAIN_TIMEOUT_S + job.connections / 500
@@ -103,12 +101,8 @@ def idle(job: Job) -> Outcome:
                 waiting.add(fd)
                 opened.sockets[fd].send(message)
             for fd, _ in opened.ready(POLL_S):
-                waiting.discard(fd)
-                data = opened.sockets[fd].recv(RECEIVE_BYTES)
-                if not (data.startswith(b"HTTP/1.1 200") and whole(data)):
-                    outcome.fail(f"answer begins {data[:60]!r}")
-                else:
-                    outcome.served += 1
+                if answers.read(fd) is not False:
+                    waiting.discard(fd)
         time.sleep(SETTLE_S)
         outcome.memory_bytes = memory.growth()
         outcome.held = outcome.served
@@ -154,7 +148,7 @@ def leave(job: Job) -> Outcome:
         while len(gone) < len(left_ns) and time.monotonic() < until:
             time.sleep(POLL_S)
             report: Any = control(job.upstream_port)
-            gone.update({number: when for number, when in report["gone"]})
+            gone.update(dict(report["gone"]))
         outcome.held = len(left_ns)
         outcome.left_ms = sorted((gone[number] - when) / 1e6 for number, when in left_ns.items() if number in gone)
         outcome.served = len(outcome.left_ms)

@@ -1,4 +1,8 @@
-"""From outcomes to rows, ratios and goals. Ratios are taken within a round and only then is their median."""
+"""From outcomes to rows, ratios and goals.
+
+CPU: ratios are taken within a round, and then their median. Delays: the quietest round of each, because a neighbour that
+takes the core for milliseconds is not the proxy's doing, and only ever adds.
+"""
 
 import statistics
 from collections.abc import Callable
@@ -60,9 +64,17 @@ def ratio(measured: Measured, phase: str, *, figure: Figure, to: str) -> float |
     return _median([a / b for a, b in paired(measured, phase, figure=figure, ours=OWN, theirs=to) if b])
 
 
+def quietest(measured: Measured, phase: str, subject: str, *, figure: Figure) -> float | None:
+    """The least over the rounds; None if it was not measured."""
+    known = [value for value in map(figure, measured.of(phase, subject)) if value is not None]
+    return min(known, default=None)
+
+
 def added(measured: Measured, phase: str, subject: str, *, figure: Figure) -> float | None:
-    """Median over rounds of the subject's figure above that of the direct way."""
-    return _median([a - b for a, b in paired(measured, phase, figure=figure, ours=subject, theirs=DIRECT)])
+    """The subject's quietest round above that of the direct way."""
+    ours = quietest(measured, phase, subject, figure=figure)
+    direct = quietest(measured, phase, DIRECT, figure=figure)
+    return None if ours is None or direct is None else ours - direct
 
 
 def row(measured: Measured, plan: Plan, subject: Subject) -> dict[str, Any]:
@@ -96,8 +108,9 @@ def row(measured: Measured, plan: Plan, subject: Subject) -> dict[str, Any]:
         "upstream_connections": {
             phase: max(o.upstream_connections for o in outcomes[name])
             for phase, outcomes in measured.outcomes.items()
-            if outcomes.get(name)
+            if phase != "warm-up" and outcomes.get(name)
         },
+        "requests_per_upstream_connection": _round(_reuse(measured.of("request", name)), 0),
         "served": sum(outcome.served for outcome in every),
         "errors": sum(outcome.errors for outcome in every),
         "error": next((outcome.error for outcome in every if outcome.error), None),
@@ -113,10 +126,10 @@ def stream_row(measured: Measured, phase: str, name: str) -> dict[str, float | N
         "cpu_us_per_chunk": _round(cpu_us, 2),
         "cpu_us_per_chunk_without_request": _round(without, 2),
         "chunks_per_s": _round(median(measured, phase, name, figure=per_second("chunks")), 0),
-        "chunk_p50_us": _round(median(measured, phase, name, figure=_named("chunk_p50_us")), 0),
+        "chunk_p50_us": _round(quietest(measured, phase, name, figure=_named("chunk_p50_us")), 0),
         "added_chunk_p50_us": _round(added(measured, phase, name, figure=_named("chunk_p50_us")), 0),
         "added_chunk_p90_us": _round(added(measured, phase, name, figure=_named("chunk_p90_us")), 0),
-        "first_byte_us": _round(median(measured, phase, name, figure=_named("first_byte_us")), 0),
+        "first_byte_us": _round(quietest(measured, phase, name, figure=_named("first_byte_us")), 0),
         "added_first_byte_us": _round(added(measured, phase, name, figure=_named("first_byte_us")), 0),
     }
 
@@ -156,6 +169,7 @@ def goals(own: dict[str, Any] | None, found: dict[str, float | None]) -> list[di
         ("bytes per idle connection", "at most", 12 << 10, own.get("bytes_per_idle_connection")),
         ("bytes per stalled reader", "at most", 128 << 10, own.get("bytes_per_stalled_reader")),
         ("upstreams freed within 100 ms", "at least", 1.0, own.get("freed_within_100_ms")),
+        ("requests per upstream connection", "at least", 10, own.get("requests_per_upstream_connection")),
         ("errors", "at most", 0, own.get("errors")),
     ]
     return [
@@ -175,6 +189,11 @@ def document(measured: Measured, plan: Plan, subjects: list[Subject]) -> dict[st
     found = ratios(measured, plan)
     own = next((entry for entry in rows if entry["proxy"] == OWN), None)
     return {"rows": rows, "ratios": found, "goals": goals(own, found)}
+
+
+def _reuse(outcomes: list[Outcome]) -> float | None:
+    """Requests for each connection that the upstream accepted, in the worst round; all of them if it accepted none."""
+    return min((outcome.served / max(1, outcome.upstream_connections) for outcome in outcomes), default=None)
 
 
 def _bytes_each(measured: Measured, phase: str, name: str) -> int | None:

@@ -1,15 +1,17 @@
 """Starts and ends the processes of a benchmark: own folder, free loopback port, own core, ready within a deadline."""
 
 import contextlib
+import ctypes
 import http.client
 import os
 import resource
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import msgspec
@@ -25,6 +27,7 @@ STOP_TIMEOUT_S = 10.0
 JOB_TIMEOUT_S = 120.0
 """Beyond its window; a job ends by its own deadlines much earlier."""
 LOG_TAIL_BYTES = 2000
+_PR_SET_PDEATHSIG = 1
 
 
 class CannotRun(Exception):  # noqa: N818 - of the world, not of ours
@@ -74,6 +77,19 @@ def environment(home: Path) -> dict[str, str]:
     return {**kept, "HOME": str(home), "XDG_STATE_HOME": str(home / "state"), "GOMAXPROCS": "1"}
 
 
+def _ending_with_us() -> Callable[[], None]:
+    """For between fork and exec: the kernel ends the child when we die in whatever way."""
+    prctl = ctypes.CDLL(None).prctl  # looked up here: between fork and exec as little as possible
+    us = os.getpid()
+
+    def end_with_us() -> None:
+        prctl(_PR_SET_PDEATHSIG, int(signal.SIGKILL), 0, 0, 0)
+        if os.getppid() != us:
+            os._exit(1)  # we died before the line above took effect
+
+    return end_with_us
+
+
 def end(process: "subprocess.Popen[bytes]") -> None:
     """Ask it to go, then make it."""
     if process.poll() is None:
@@ -91,8 +107,9 @@ def started_upstream(core: int | None) -> Iterator[int]:
     command = [sys.executable, "-m", "bellmare.bench.proxy.upstream"]
     with on_core(core):
         process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True, env=os.environ
-        )
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
+            preexec_fn=_ending_with_us(),  # noqa: PLW1509 - no threads run here, and it only calls prctl
+        )  # fmt: skip
     try:
         assert process.stdout is not None
         line = process.stdout.readline()
@@ -138,6 +155,7 @@ def started(subject: Subject, upstream_port: int, *, core: int | None, profile: 
             process = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                 cwd=folder, env=environment(folder), start_new_session=True,
+                preexec_fn=_ending_with_us(),  # noqa: PLW1509 - as above
             )  # fmt: skip
         try:
             _await_ready(subject.name, process, place.port, log=log)
@@ -184,8 +202,9 @@ def run_job(job: Job, *, core: int | None) -> Outcome:
     command = [sys.executable, "-m", "bellmare.bench.proxy.load", msgspec.json.encode(job).decode()]
     with on_core(core):
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True
-        )
+            command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True,
+            preexec_fn=_ending_with_us(),  # noqa: PLW1509 - no threads run here, and it only calls prctl
+        )  # fmt: skip
     try:
         output, complaints = process.communicate(timeout=job.window_s + JOB_TIMEOUT_S)
     except subprocess.TimeoutExpired:

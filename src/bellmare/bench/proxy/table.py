@@ -7,20 +7,23 @@ from rich.table import Table
 
 from bellmare.bench.proxy.measures import Plan
 
-_COLUMNS = (
+_REQUESTS = (
     ("cpu_us_per_request", "CPU us/\nrequest"),
     ("requests_per_s", "requests/s\nseen"),
     ("requests_per_s_per_core", "requests/s\nper core"),
     ("added_p50_us", "added us\np50"),
     ("added_p99_us", "added us\np99"),
+    ("requests_per_upstream_connection", "requests/upstream\nconnection"),
+    ("errors", "errors"),
+)
+_CONNECTIONS = (
     ("bytes_per_idle_connection", "bytes/idle\nconnection"),
     ("bytes_per_stream", "bytes/\nstream"),
     ("bytes_per_stalled_reader", "bytes/stalled\nreader"),
     ("freed_within_100_ms", "freed in\n100 ms"),
     ("freed_max_ms", "freed\nmax ms"),
-    ("errors", "errors"),
 )
-_STREAM_COLUMNS = (
+_STREAM_REQUESTS = (
     ("cpu_us_per_chunk", "CPU us/\nchunk"),
     ("cpu_us_per_chunk_without_request", "without its\nrequest"),
     ("chunks_per_s", "chunks/s\ndelivered"),
@@ -33,17 +36,19 @@ _STREAM_COLUMNS = (
 def show(report: dict[str, Any], plan: Plan, console: Console) -> None:
     """Print ``report`` as made by ``report.document``."""
     rows: list[dict[str, Any]] = report["rows"]
-    console.print(_requests(rows))
+    console.print(_by_proxy("Requests", rows, columns=_REQUESTS))
     if "chunk" in plan.phases:
         console.print(_streams(rows))
+    if {"memory", "disconnect"} & set(plan.phases):
+        console.print(_by_proxy("Open, idle, stalled and leaving clients", rows, columns=_CONNECTIONS))
     console.print(_reuse(rows))
     console.print(_goals(report))
 
 
-def _requests(rows: list[dict[str, Any]]) -> Table:
-    table = Table(title="Requests and memory")
+def _by_proxy(title: str, rows: list[dict[str, Any]], *, columns: tuple[tuple[str, str], ...]) -> Table:
+    table = Table(title=title)
     table.add_column("proxy")
-    shown = [(key, title) for key, title in _COLUMNS if any(row[key] is not None for row in rows)]
+    shown = [(key, title) for key, title in columns if any(row[key] is not None for row in rows)]
     for _, title in shown:
         table.add_column(title, justify="right")
     for row in rows:

@@ -29,6 +29,8 @@ FLOOD_LINES = 256
 FOR_EVER = "2318-03-05T00:00:00Z"
 WEIGHTS_BYTES = 1 << 30
 DEFAULT_CHUNKS = 16
+DEFAULT_CONTEXT = 8192
+"""bellmare's own default, so that nothing is loaded again."""
 DEFAULT_INTERVAL_US = 20_000
 _READ = select.EPOLLIN
 _BOTH = select.EPOLLIN | select.EPOLLOUT
@@ -81,7 +83,7 @@ class Upstream:
         """Streams by interval, next due first: equal intervals keep their order, so no heap is needed."""
         self.accepted = 0
         self.gone: list[tuple[int, int]] = []
-        self.loaded = {name: 8192 for name in wire.MODELS}
+        self.loaded = dict.fromkeys(wire.MODELS, DEFAULT_CONTEXT)
         self.heads: dict[bytes, tuple[str, int]] = {}
         paths = ("/api/chat", "/api/generate")
         self.plain = {p: self._whole(p, wire.MODELS[0]) for p in paths}
@@ -90,7 +92,7 @@ class Upstream:
 
     @staticmethod
     def _whole(path: str, model: str) -> bytes:
-        return wire.plain(200, wire.answer_line(path, model, wire.ANSWER_TEXT, wire.COUNTERS))
+        return wire.plain(200, wire.answer_line(path, model, wire.ANSWER_TEXT, end=wire.COUNTERS))
 
     # ------------------------------------------------------------------ loop
 
@@ -346,7 +348,7 @@ class Upstream:
             text = json.dumps({"error": f"model '{body.get('model')}' not found"}).encode()
             self._send(connection, wire.plain(404, text))
         elif body.get("prompt") or body.get("messages"):
-            self.loaded.setdefault(name, 8192)
+            self.loaded.setdefault(name, DEFAULT_CONTEXT)
             if body.get("stream") is False:
                 self._send(connection, self._whole(path, name))
             else:
@@ -356,9 +358,9 @@ class Upstream:
             if leaves:
                 self.loaded.pop(name, None)
             else:
-                self.loaded[name] = int((body.get("options") or {}).get("num_ctx") or 8192)
+                self.loaded[name] = int((body.get("options") or {}).get("num_ctx") or DEFAULT_CONTEXT)
             end = f'"done":true,"done_reason":"{"unload" if leaves else "load"}"'
-            self._send(connection, wire.plain(200, wire.answer_line(path, name, "", end)))
+            self._send(connection, wire.plain(200, wire.answer_line(path, name, "", end=end)))
 
 
 _DETAILS = {

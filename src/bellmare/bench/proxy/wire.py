@@ -1,6 +1,6 @@
 """What travels between load and upstream: requests with an order in their prompt, answers, stamped chunks.
 
-A prompt may begin with ``bench(CHUNKS,INTERVAL_US,ID)``: how many chunks the answer has, how far apart, and whose it is.
+A prompt may begin with ``bench(CHUNKS,INTERVAL_US,ID)``: how many chunks the answer has, how far apart, whose it is.
 Proxies carry it unread, gateways that parse and rewrite the body keep it, because it is the user's text.
 """
 
@@ -54,7 +54,7 @@ def plain(status: int, body: bytes) -> bytes:
     return head % (status, reason, len(body)) + body
 
 
-def answer_line(path: str, model: str, text: str, end: str) -> bytes:
+def answer_line(path: str, model: str, text: str, *, end: str) -> bytes:
     """One object of Ollama's answer at ``path``; ``end`` is ``"done":false`` or the counters."""
     said = f'"response":"{text}"' if path == "/api/generate" else f'"message":{{"role":"assistant","content":"{text}"}}'
     return f'{{"model":"{model}","created_at":"{CREATED}",{said},{end}}}'.encode()
@@ -71,11 +71,11 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 def chunk_template(path: str) -> bytes:
     """A chunk of one token line, to be filled with ``% (number, stamp_ns)``; always of the same length."""
-    line = answer_line(path, MODELS[0], "#@", '"done":false').replace(b"%", b"%%") + b"\n"
+    line = answer_line(path, MODELS[0], "#@", end='"done":false').replace(b"%", b"%%") + b"\n"
     filled = len(line) - len(b"#@") + len(b"#0000000@") + 18
     return b"%x\r\n" % filled + line.replace(b"#@", b"#%07d@%018d") + b"\r\n"
 
 
 def stream_end(path: str) -> bytes:
     """The closing line with the counters, and the end of the body."""
-    return chunk(answer_line(path, MODELS[0], "", COUNTERS) + b"\n") + LAST_CHUNK
+    return chunk(answer_line(path, MODELS[0], "", end=COUNTERS) + b"\n") + LAST_CHUNK
