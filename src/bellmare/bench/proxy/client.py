@@ -5,11 +5,11 @@ import json
 import select
 import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 from bellmare.bench.proxy import wire
 from bellmare.bench.proxy.jobs import Job, Outcome
-from bellmare.bench.proxy.processes import cpu_us
+from bellmare.bench.proxy.processes import Used, used
 
 RECEIVE_BYTES = 65536
 EVENTS_MAX = 1024
@@ -90,12 +90,13 @@ class Answers:
 class StreamCheck:
     """Reads one streamed answer: every chunk must come, once and in order, and then the end."""
 
-    __slots__ = ("_chunks", "_head", "_started", "_tail", "done", "ended", "number", "problem")
+    __slots__ = ("_chunks", "_end", "_started", "_tail", "done", "ended", "number", "problem")
 
     def __init__(self, chunks: int) -> None:
         self._chunks = chunks
         self._tail = b""
-        self._head = b""
+        self._end = b""
+        """The last bytes, from the closing line on: the end of the body may come in pieces."""
         self._started = False
         self.number = 0
         """Chunks seen."""
@@ -107,6 +108,7 @@ class StreamCheck:
 
     def feed(self, data: bytes) -> list[tuple[bytes, bytes]]:
         """Number and stamp of each chunk in ``data``; sets ``problem`` at the first thing that is wrong."""
+        fresh = data
         if not self._started:
             if not data.startswith(_OK):
                 self.problem = f"answer begins {data[:60]!r}"
@@ -127,8 +129,9 @@ class StreamCheck:
             self.done = True
             if number != self._chunks:
                 self.problem = self.problem or f"{number} chunks of {self._chunks}"
-        if self.done and data.endswith(wire.LAST_CHUNK):
-            self.ended = True
+        if self.done:
+            self._end = self._end[-len(wire.LAST_CHUNK) :] + fresh[-len(wire.LAST_CHUNK) :]
+            self.ended = self._end.endswith(wire.LAST_CHUNK)
         return found
 
 
@@ -187,11 +190,10 @@ def clients(job: Job, outcome: Outcome) -> Iterator[Clients]:
 class Window:
     """Warm-up, the part that counts, and the end, with the proxy's CPU read at both edges."""
 
-    def __init__(self, job: Job, outcome: Outcome, *, on_open: Callable[[], None] = lambda: None) -> None:
+    def __init__(self, job: Job, outcome: Outcome) -> None:
         self._job = job
         self._outcome = outcome
-        self._on_open = on_open
-        self._cpu_us = 0.0
+        self._used = Used()
         self.opens_ns = time.monotonic_ns() + int(job.warmup_s * 1e9)
         self.closes_ns = 0
         self.counting = False
@@ -200,14 +202,14 @@ class Window:
     def tick(self, now_ns: int) -> None:
         """Open or close if it is time. Called at every turn of a loop."""
         if not self.counting and not self.over and now_ns >= self.opens_ns:
-            self._on_open()
-            self._cpu_us = cpu_us(self._job.pid) if self._job.pid else 0.0
+            self._used = used(self._job.pid)
             self.opens_ns = time.monotonic_ns()
             self.closes_ns = self.opens_ns + int(self._job.window_s * 1e9)
             self.counting = True
         elif self.counting and now_ns >= self.closes_ns:
-            if self._job.pid:
-                self._outcome.cpu_us = cpu_us(self._job.pid) - self._cpu_us
+            since = used(self._job.pid)
+            self._outcome.cpu_us = since.cpu_us - self._used.cpu_us
+            self._outcome.waited_us = since.waited_us - self._used.waited_us
             self._outcome.window_s = (time.monotonic_ns() - self.opens_ns) / 1e9
             self.counting = False
             self.over = True

@@ -27,6 +27,7 @@ from bellmare.bench.proxy.subjects import NAMES, Subject, find
 
 EXIT_GOAL_MISSED = 1
 EXIT_CANNOT = 2
+WAITED_PERCENT_MAX = 10.0
 TABLE_WIDTH = 120
 """In a file."""
 
@@ -111,6 +112,10 @@ def _measure(asked: Asked, plan: Plan, *, names: tuple[str, ...], console: Conso
 
         measured = Bench(plan, found, upstream_port=upstream_port, tell=tell).run()
     made = report.document(measured, plan, found)
+    kept = [row["proxy"] for row in made["rows"] if (row["waited_percent"] or 0) > WAITED_PERCENT_MAX]
+    if kept:
+        notices.append(f"the machine was busy: {', '.join(kept)} often waited for the core; repeat when it is quiet")
+        console.print(notices[-1], style="yellow")
     if asked.as_json:
         whole = {
             "version": __version__,

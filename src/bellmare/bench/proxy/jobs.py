@@ -49,6 +49,10 @@ class Outcome(msgspec.Struct):
     chunks: int = 0
     window_s: float = 0.0
     cpu_us: float = 0.0
+    waited_us: float = 0.0
+    """The proxy's threads were ready to run and something else had their core."""
+    reads: int = 0
+    """Reads of the client that brought chunks: fewer than chunks where somebody joined them by being late."""
     p50_us: float = 0.0
     """Latency of unstreamed requests."""
     p99_us: float = 0.0

@@ -132,6 +132,7 @@ class _Streams:
             return
         if found and window.counting:
             self._outcome.chunks += len(found)
+            self._outcome.reads += 1
             self._delays += [(now - int(stamp)) / 1000 for _, stamp in found]
             if check.number == len(found):
                 self._first.append((now - self._sent_ns[fd]) / 1000)

@@ -1,6 +1,7 @@
 """What a process and all its threads and children have used, from /proc. Linux only."""
 
 from pathlib import Path
+from typing import NamedTuple
 
 _PROC = Path("/proc")
 
@@ -17,19 +18,29 @@ def tree(pid: int) -> list[int]:
     return found
 
 
-def cpu_us(pid: int) -> float:
-    """User and system microseconds of all threads of the tree, by the scheduler's own nanoseconds.
+class Used(NamedTuple):
+    """What the threads of a tree had, in microseconds."""
 
-    ``stat`` counts in ticks of 10 ms. Threads that have ended are not in it.
-    """
-    total_ns = 0
+    cpu_us: float = 0.0
+    """User and system time, by the scheduler's own nanoseconds: ``stat`` counts in ticks of 10 ms."""
+    waited_us: float = 0.0
+    """Ready to run, while something else had the core."""
+
+
+def used(pid: int) -> Used:
+    """By all threads of the tree that are alive. Nothing for pid 0, which is nobody."""
+    cpu_ns = waited_ns = 0
+    if not pid:
+        return Used()
     for member in tree(pid):
         for schedstat in (_PROC / str(member) / "task").glob("*/schedstat"):
             try:
-                total_ns += int(schedstat.read_text().split()[0])
-            except OSError:
-                continue
-    return total_ns / 1000
+                ran, waited, _ = schedstat.read_text().split()
+            except (OSError, ValueError):
+                continue  # the thread has ended
+            cpu_ns += int(ran)
+            waited_ns += int(waited)
+    return Used(cpu_ns / 1000, waited_ns / 1000)
 
 
 def memory_bytes(pid: int) -> int:

@@ -13,6 +13,7 @@ _REQUESTS = (
     ("requests_per_s_per_core", "requests/s\nper core"),
     ("added_p50_us", "added us\np50"),
     ("added_p99_us", "added us\np99"),
+    ("waited_percent", "waited for\ncore, %"),
     ("requests_per_upstream_connection", "requests/upstream\nconnection"),
     ("errors", "errors"),
 )
@@ -23,10 +24,11 @@ _CONNECTIONS = (
     ("freed_within_100_ms", "freed in\n100 ms"),
     ("freed_max_ms", "freed\nmax ms"),
 )
-_STREAM_REQUESTS = (
+_STREAMS = (
     ("cpu_us_per_chunk", "CPU us/\nchunk"),
     ("cpu_us_per_chunk_without_request", "without its\nrequest"),
     ("chunks_per_s", "chunks/s\ndelivered"),
+    ("chunks_per_read", "chunks\nper read"),
     ("added_chunk_p50_us", "added us\np50"),
     ("added_chunk_p90_us", "added us\np90"),
     ("added_first_byte_us", "first byte\nadded us"),
@@ -60,11 +62,11 @@ def _streams(rows: list[dict[str, Any]]) -> Table:
     table = Table(title="Streams")
     for title in ("chunks/s\noffered", "proxy"):
         table.add_column(title)
-    for _, title in _STREAM_COLUMNS:
+    for _, title in _STREAMS:
         table.add_column(title, justify="right")
     for rate in rows[0]["streams"]:
         for row in rows:
-            table.add_row(rate, row["proxy"], *(_number(row["streams"][rate][key]) for key, _ in _STREAM_COLUMNS))
+            table.add_row(rate, row["proxy"], *(_number(row["streams"][rate][key]) for key, _ in _STREAMS))
         table.add_section()
     return table
 
