@@ -14,7 +14,7 @@ from bellmare.bench.proxy.processes import Used, used
 RECEIVE_BYTES = 65536
 EVENTS_MAX = 1024
 CONNECT_TIMEOUT_S = 10.0
-DRAIN_TIMEOUT_S = 10.0
+DRAIN_TIMEOUT_S = 5.0
 """For what was begun in the window to end."""
 FINE_WAIT_S = 0.002
 _OK = (b"HTTP/1.1 200", b"HTTP/1.0 200")

@@ -51,7 +51,7 @@ def _open_until_first(opened: Clients, outcome: Outcome, *, orders: list[str]) -
 
 
 def _read(opened: Clients, outcome: Outcome, checks: dict[int, StreamCheck], *, fd: int) -> bool:
-    """Whether the stream goes on."""
+    """Whether the stream goes on; one that does not is an error and leaves ``checks``."""
     data = receive(opened.sockets[fd])
     check = checks[fd]
     if data:
@@ -60,6 +60,7 @@ def _read(opened: Clients, outcome: Outcome, checks: dict[int, StreamCheck], *, 
         return True
     outcome.fail(check.problem or "connection closed")
     opened.epoll.unregister(fd)
+    del checks[fd]
     return False
 
 
@@ -75,7 +76,7 @@ def hold(job: Job) -> Outcome:
             for fd, _ in opened.ready(POLL_S):
                 _read(opened, outcome, checks, fd=fd)
         outcome.memory_bytes = memory.growth()
-        outcome.held = len(checks) - outcome.errors
+        outcome.held = len(checks)
         outcome.served = outcome.held
         outcome.chunks = sum(check.number for check in checks.values())
     return outcome
@@ -101,7 +102,10 @@ def idle(job: Job) -> Outcome:
                 waiting.add(fd)
                 opened.sockets[fd].send(message)
             for fd, _ in opened.ready(POLL_S):
-                if answers.read(fd) is not False:
+                complete = answers.read(fd)
+                if complete is None:
+                    opened.epoll.unregister(fd)
+                if complete is not False:
                     waiting.discard(fd)
         time.sleep(SETTLE_S)
         outcome.memory_bytes = memory.growth()
@@ -139,19 +143,20 @@ def leave(job: Job) -> Outcome:
         while any(check.number < SEEN_CHUNKS for check in checks.values()) and time.monotonic() < deadline:
             for fd, _ in opened.ready(POLL_S):
                 _read(opened, outcome, checks, fd=fd)
+        numbers = {fd: number for number, fd in enumerate(opened.sockets)}
         left_ns: dict[int, int] = {}
-        for number, fd in enumerate(checks):
-            left_ns[number] = time.monotonic_ns()
+        for fd in checks:
+            left_ns[numbers[fd]] = time.monotonic_ns()
             opened.sockets.pop(fd).close()
         until = time.monotonic() + LEAVE_TIMEOUT_S
         gone: dict[int, int] = {}
-        while len(gone) < len(left_ns) and time.monotonic() < until:
+        while not left_ns.keys() <= gone.keys() and time.monotonic() < until:
             time.sleep(POLL_S)
             report: Any = control(job.upstream_port)
             gone.update(dict(report["gone"]))
         outcome.held = len(left_ns)
         outcome.left_ms = sorted((gone[number] - when) / 1e6 for number, when in left_ns.items() if number in gone)
         outcome.served = len(outcome.left_ms)
-        if len(gone) < len(left_ns):
-            outcome.fail(f"{len(left_ns) - len(gone)} upstream streams were never left")
+        if outcome.served < outcome.held:
+            outcome.fail(f"{outcome.held - outcome.served} upstream streams were never left")
     return outcome

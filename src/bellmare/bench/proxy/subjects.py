@@ -108,26 +108,35 @@ def _caddy(subject: Subject, place: Place) -> list[str]:
     return [subject.program, "run", "--config", str(config), "--adapter", "caddyfile"]
 
 
-_OTHERS: dict[str, tuple[list[str], Callable[[Subject, Place], list[str]]]] = {
-    "nginx": (["-v"], _nginx),
-    "haproxy": (["-v"], _haproxy),
-    "caddy": (["version"], _caddy),
+_PREPARE: dict[str, Callable[[Subject, Place], list[str]]] = {
+    "bellmare": _bellmare,
+    "nginx": _nginx,
+    "haproxy": _haproxy,
+    "caddy": _caddy,
+    DIRECT: lambda _subject, _place: [],
 }
+_ASK_VERSION = {"nginx": "-v", "haproxy": "-v", "caddy": "version"}
 
 
 def find(name: str) -> Subject | None:
     """The subject of this name as installed here; None if it is not."""
+    prepare = prepare_of(name)
     if name == "bellmare":
-        return Subject(name, sys.executable, bellmare.__version__, _bellmare)
+        return Subject(name, sys.executable, bellmare.__version__, prepare)
     if name == DIRECT:
-        return Subject(name, "", "", lambda _subject, _place: [])
-    ask, prepare = _OTHERS[name]
+        return Subject(name, "", "", prepare)
     program = shutil.which(name, path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin")
     if program is None:
         return None
+    command = [program, _ASK_VERSION[name]]
     try:
-        told = subprocess.run([program, *ask], capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False)
+        told = subprocess.run(command, capture_output=True, text=True, timeout=VERSION_TIMEOUT_S, check=False)
     except (OSError, subprocess.TimeoutExpired):
         return None
     found = re.search(r"\d+\.\d+[\w.+-]*", told.stdout + told.stderr)
     return Subject(name, program, found[0] if found else "?", prepare)
+
+
+def prepare_of(name: str) -> Callable[[Subject, Place], list[str]]:
+    """What writes the configuration of a proxy of this name."""
+    return _PREPARE[name]
