@@ -138,12 +138,14 @@ def test_a_plan_stays_within_the_limit_of_open_files() -> None:
     assert Plan().within(64).idle_connections == 100
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere everything is refused")
 def test_only_known_names_can_be_chosen(capsys: pytest.CaptureFixture[str]) -> None:
     for asked in (command.Asked(only="memroy"), command.Asked(proxies="apache"), command.Asked(profile="all")):
         assert command.run_bench_proxy(asked) == command.EXIT_CANNOT
         assert "takes" in capsys.readouterr().err
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
 def test_cpu_is_that_of_all_threads_and_children() -> None:
     before = processes.used(os.getpid())
     thread = threading.Thread(target=lambda: sum(range(300_000)))
