@@ -18,7 +18,9 @@ app = typer.Typer(
 )
 worker_app = typer.Typer(help="Run an Ollama-compatible worker of our own.", no_args_is_help=True)
 config_app = typer.Typer(help="Check and show settings.", no_args_is_help=True)
+bench_app = typer.Typer(help="Measure bellmare on this machine.", no_args_is_help=True)
 app.add_typer(worker_app, name="worker")
+app.add_typer(bench_app, name="bench")
 app.add_typer(config_app, name="config")
 
 ConfigPath = Annotated[
@@ -302,6 +304,29 @@ def worker_embedded(
     from bellmare.cli.working import EmbeddedOptions, run_embedded
 
     run_embedded(EmbeddedOptions(models=models, memory=memory, parallel=parallel, threads=threads), port)
+
+
+@bench_app.command("proxy")
+def bench_proxy(  # tidy: one parameter for each flag
+    *,
+    rounds: Annotated[
+        int | None, typer.Option(help="How often everything is repeated (default: 3, quick: 1).", min=1, max=100)
+    ] = None,
+    quick: Annotated[bool, typer.Option(help="Under a minute: for development, not for figures to pass on.")] = False,
+    only: Annotated[str, typer.Option(help="Of request,chunk,latency,memory,disconnect; several with commas.")] = "",
+    proxies: Annotated[str, typer.Option(help="Of bellmare,nginx,haproxy,caddy,direct; several with commas.")] = "",
+    profile: Annotated[str, typer.Option(help="`request` or `chunk`: only that, bellmare under cProfile.")] = "",
+    check: Annotated[bool, typer.Option(help="Exit with 1 if a goal is missed.")] = False,
+    json: AsJson = False,
+) -> None:
+    """What a request and a chunk cost through bellmare, beside nginx, HAProxy and Caddy where they are installed.
+
+    Starts all of them and a fake Ollama on loopback, for some minutes, and ends them. Linux only.
+    """
+    from bellmare.bench.proxy.command import Asked, run_bench_proxy
+
+    asked = Asked(rounds=rounds, quick=quick, only=only, proxies=proxies, profile=profile, check=check, as_json=json)
+    raise typer.Exit(run_bench_proxy(asked))
 
 
 @config_app.command("check")

@@ -1,10 +1,14 @@
 """The leak gate around each test, and a port without a server."""
 
 import socket
+import sys
 from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
+
+collect_ignore = [] if sys.platform == "linux" else ["test_proxy_load.py", "test_proxy_upstream.py"]
+"""They use epoll."""
 
 
 @pytest.fixture(autouse=True)
