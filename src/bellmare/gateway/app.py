@@ -25,6 +25,7 @@ from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
 from bellmare.protocols import ollama
 from bellmare.protocols.errors import InvalidRequest, render_error
+from bellmare.protocols.hints import Expected
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.fleet import WorkerFleet
 
@@ -45,6 +46,22 @@ class Route:
     answer: Callable[[Exchange], None]
     body_bytes_max: int = SMALL_BODY_BYTES_MAX
     inference: bool = False
+
+
+class Ticket:
+    """What a request's head says, read once for all requests of a connection that have the same."""
+
+    __slots__ = ("models", "own_id", "priority", "route", "settings", "tenant")
+
+    def __init__(self, route: Route) -> None:
+        self.route = route
+        self.settings = -1
+        """By which settings the rest was read; -1: not yet."""
+        self.tenant = ""
+        self.priority = Priority.normal
+        self.models: tuple[Expected, ...] = ()
+        self.own_id = ""
+        """The id that the client gave; empty if it gave none that can be used."""
 
 
 class Gateway:
@@ -70,6 +87,8 @@ class Gateway:
         self.catalogue = Catalogue(driver, fleet, self.hinting)
         self._born = f"{driver.clock.wall_us():x}"
         self._count = 0
+        self._settings = 0
+        """Counts the settings that have held so far: what was read from a head by older ones is read again."""
         self._open: dict[RequestId, Conversation] = {}
         self._core_ids: dict[str, RequestId] = {}
         """For requests that brought their own id, what the core calls them; the newest ``CORE_IDS_MAX``."""
@@ -83,6 +102,7 @@ class Gateway:
         self.timeouts = timeouts
         self._routes = self._table(body_bytes_max)
         self.tenants.name(self.driver.engine.config.tenants)
+        self._settings += 1
 
     def _table(self, body: int) -> dict[str, Route]:
         catalogue = self.catalogue
@@ -121,12 +141,12 @@ class Gateway:
             return msgspec.structs.replace(refusal, headers=(*refusal.headers, (b"allow", allowed.encode())))
         if route.inference:
             self.hinting.uploading(request)
+        request.ticket = Ticket(route)
         return route.body_bytes_max
 
     def on_request(self, exchange: Exchange) -> None:
-        route = self._route(exchange.request.path)
-        assert route is not None, "on_head lets known paths pass only"
-        route.answer(exchange)
+        ticket: Ticket = exchange.request.ticket
+        ticket.route.answer(exchange)
 
     def on_bad_request(self, status: int, reason: str, target: str) -> Refusal:
         self.accounts.refused_early(status)
@@ -181,19 +201,30 @@ class Gateway:
 
     def _take_up(self, exchange: Exchange, errand: Errand) -> None:
         request = exchange.request
-        try:
-            priority = priority_of(request)
-            models = next_models(request)
-        except InvalidRequest as error:
-            self._refuse(exchange, error.status, error.message)
-            return
+        ticket: Ticket = request.ticket
+        if ticket.settings != self._settings:
+            try:
+                self._read(request, ticket)
+            except InvalidRequest as error:
+                self._refuse(exchange, error.status, error.message)
+                return
         if errand.released:
             self._release(exchange, errand)
             return
-        conversation = self._converse(exchange, errand, priority)
-        if not conversation.ended:  # who was refused will hardly go on with the next
+        conversation = self._converse(exchange, errand, ticket)
+        if ticket.models and not conversation.ended:  # who was refused will hardly go on with the next
             # At its arrival, not at its dispatch: its own wait is time in which the next model can be loaded.
-            self.hinting.announce(models, self.tenants.of(request))
+            self.hinting.announce(ticket.models, ticket.tenant)
+
+    def _read(self, request: Request, ticket: Ticket) -> None:
+        """Take from the head what one of an inference request may say. Raises ``InvalidRequest``."""
+        ticket.priority = priority_of(request)
+        ticket.models = next_models(request)
+        ticket.tenant = self.tenants.of(request)
+        theirs = request.header(b"x-request-id")
+        if theirs is not None and _PUBLIC_ID.fullmatch(theirs):
+            ticket.own_id = theirs.decode()
+        ticket.settings = self._settings
 
     def _refuse(
         self, exchange: Exchange, status: int, message: str, *, headers: replies.Headers | tuple[()] = ()
@@ -203,11 +234,10 @@ class Gateway:
         dialect = replies.dialect_of(exchange.request.path)
         exchange.respond(status, [replies.JSON, *headers], render_error(dialect, status, message))
 
-    def _converse(self, exchange: Exchange, errand: Errand, priority: Priority) -> Conversation:
+    def _converse(self, exchange: Exchange, errand: Errand, ticket: Ticket) -> Conversation:
         self._count += 1
         request = RequestId(f"{self._born}-{self._count:x}")
-        theirs = exchange.request.header(b"x-request-id")
-        public = theirs.decode() if theirs is not None and _PUBLIC_ID.fullmatch(theirs) else request
+        public = ticket.own_id or request
         conversation = Conversation(self, exchange, errand, request=request, public_id=public)
         self._open[request] = conversation
         if public != request:
@@ -215,7 +245,7 @@ class Gateway:
             if len(self._core_ids) > CORE_IDS_MAX:
                 del self._core_ids[next(iter(self._core_ids))]
         deadline_us = InstantUs(conversation.arrived_us + int(self.timeouts.queue_s * SECOND_US))
-        conversation.begin(deadline_us, tenant=self.tenants.of(exchange.request), priority=priority)
+        conversation.begin(deadline_us, tenant=ticket.tenant, priority=ticket.priority)
         return conversation
 
     def _release(self, exchange: Exchange, errand: Errand) -> None:

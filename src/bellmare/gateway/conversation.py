@@ -28,6 +28,7 @@ from bellmare.gateway.translate import TooLong, Translator
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
+from bellmare.http.messages import HeaderLines, header_lines
 from bellmare.protocols.errors import BadAnswer, render_error, upstream_error_text
 from bellmare.protocols.ndjson import LineTooLong
 from bellmare.protocols.ollama import encode_for_worker
@@ -366,11 +367,12 @@ class Conversation:
     def _note_first_byte(self) -> None:
         self.first_byte_us = self.desk.driver.clock.now_us()
 
-    def _headers(self, translator: Translator) -> replies.Headers:
+    def _headers(self, translator: Translator) -> HeaderLines:
         assert self.dispatched is not None
-        headers = [*translator.headers, *replies.answer_headers(self.dispatched, self.public_id)]
+        headers = replies.answer_headers(translator.headers, self.dispatched, self.public_id)
         if self.errand.overridden:
-            headers.append((b"x-bellmare-overridden", ",".join(self.errand.overridden).encode()))
+            overridden = header_lines([(b"x-bellmare-overridden", ",".join(self.errand.overridden).encode())])
+            return HeaderLines(headers + overridden)
         return headers
 
     def _respond_error(self, status: int, text: str, *, headers: replies.Headers | None = None) -> None:

@@ -1,9 +1,11 @@
 """How the gateway answers when no worker's answer is relayed: statuses, texts and headers, in each dialect's shape."""
 
+import functools
 import re
 from collections.abc import Iterable, Sequence
 
 from bellmare.core.decisions import Dispatch, Refusal, Reject
+from bellmare.http.messages import HeaderLines, header_lines
 from bellmare.http.messages import Refusal as HttpRefusal
 from bellmare.protocols.errors import Dialect, render_error
 from bellmare.protocols.names import close_names, display_name
@@ -101,15 +103,23 @@ def refusal_headers(decision: Reject) -> Headers:
     return headers
 
 
-def answer_headers(decision: Dispatch, public_id: str) -> Headers:
-    """Where and how a request was served."""
-    return [
-        (b"x-request-id", public_id.encode()),
-        (b"x-bellmare-worker", decision.worker.encode()),
-        (b"x-bellmare-cache", decision.cache.encode()),
-        (b"x-bellmare-queue-ms", b"%d" % ((decision.queued_us - decision.load_us) // 1000)),
-        (b"x-bellmare-load-ms", b"%d" % (decision.load_us // 1000)),
-    ]
+def answer_headers(first: HeaderLines, decision: Dispatch, public_id: str) -> HeaderLines:
+    """``first``, and then where and how a request was served. ``public_id`` is of ``[A-Za-z0-9_-]``."""
+    return HeaderLines(
+        b"%b%bx-request-id: %b\r\nx-bellmare-queue-ms: %d\r\nx-bellmare-load-ms: %d\r\n"
+        % (
+            first,
+            _served_by(decision.worker, decision.cache),
+            public_id.encode("ascii"),
+            (decision.queued_us - decision.load_us) // 1000,
+            decision.load_us // 1000,
+        )
+    )
+
+
+@functools.lru_cache(maxsize=4096)
+def _served_by(worker: str, cache: str) -> HeaderLines:
+    return header_lines([(b"x-bellmare-worker", worker.encode()), (b"x-bellmare-cache", cache.encode())])
 
 
 def http_refusal(status: int, message: str, target: str, *, close: bool = False) -> HttpRefusal:

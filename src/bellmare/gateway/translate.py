@@ -7,7 +7,7 @@ that merely stops is a failure, whatever the connection says (ollama.md 1.6).
 from typing import Protocol
 
 from bellmare.gateway.replies import EVENTS, JSON, NDJSON
-from bellmare.http.messages import Headers
+from bellmare.http.messages import HeaderLines, header_lines
 from bellmare.protocols.errors import BadAnswer, Dialect, stream_error
 from bellmare.protocols.ndjson import LineGate, LineSplitter
 from bellmare.protocols.ollama import Final, decode_closing, decode_final, first_error
@@ -32,7 +32,7 @@ class Translator(Protocol):
     """Whether bytes leave before the end."""
 
     @property
-    def headers(self) -> Headers: ...
+    def headers(self) -> HeaderLines: ...
 
     @property
     def final(self) -> Final | None:
@@ -56,7 +56,7 @@ class Native:
     """NDJSON as it comes, held back up to the next newline. An error line stays here: it is the worker's wording."""
 
     streams = True
-    headers: Headers = (NDJSON,)
+    headers = header_lines([NDJSON])
 
     def __init__(self) -> None:
         self.error: str | None = None
@@ -97,7 +97,7 @@ class Plain:
     """One JSON object, collected and passed on as it is."""
 
     streams = False
-    headers: Headers = (JSON,)
+    headers = header_lines([JSON])
 
     def __init__(self) -> None:
         self.error: str | None = None
@@ -143,7 +143,7 @@ class OpenAIStream:
     """Chat completion chunks as server-sent events."""
 
     streams = True
-    headers: Headers = (EVENTS, (b"cache-control", b"no-cache"))
+    headers = header_lines([EVENTS, (b"cache-control", b"no-cache")])
 
     def __init__(self, *, completion_id: str, created_s: int, model: str, include_usage: bool) -> None:
         self.error: str | None = None

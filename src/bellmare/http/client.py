@@ -12,7 +12,8 @@ import msgspec
 
 from bellmare.http.call import Call, Receiver, UpstreamError, UpstreamFailure, UpstreamFailureKind
 from bellmare.http.messages import KIB, Headers, Response
-from bellmare.http.upstream_connection import UpstreamConnection
+from bellmare.http.repeats import KnownHead
+from bellmare.http.upstream_connection import Answered, UpstreamConnection
 
 __all__ = [
     "Call",
@@ -25,6 +26,7 @@ __all__ = [
 ]
 
 _CLOSE_TIMEOUT_S = 5.0
+_RENDERED_MAX = 32
 _TARGET = re.compile(r"/[!-~]*")
 _METHOD = re.compile(r"[A-Z]+")
 
@@ -39,7 +41,7 @@ class UpstreamLimits(msgspec.Struct, frozen=True):
     headers_max: int = 200
     interim_max: int = 8
     """So many 1xx heads are a flood: 200,000 cost 1.2-1.6 s of CPU (reliability reference, rule 11)."""
-    idle_max: int = 256
+    idle_max: int = 1024
     """Connections kept without a call."""
     idle_timeout_s: float = 15.0
     """Shorter than what a server allows, so that it is we who close (stale keep-alive, rule 10)."""
@@ -64,6 +66,10 @@ class Upstream:
         self._base_path = base_path.rstrip("/")
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._head_tail = b" HTTP/1.1\r\nhost: %b\r\naccept-encoding: identity\r\n" % address.encode("ascii")
+        self._rendered: dict[tuple[str, str], bytes] = {}
+        """Heads of requests with a body, up to its length: there are as many as routes."""
+        self.known: KnownHead[Answered] | None = None
+        """The head of the last answer that was there in one read: mostly the next one's too, until the date changes."""
         self._loop = asyncio.get_running_loop()
         self._closed = False
         self._calls: set[Call] = set()
@@ -106,7 +112,11 @@ class Upstream:
         ``first_byte_timeout_s`` runs from now to the end of the response head, ``idle_timeout_s`` from read to read
         after it; None is no limit.
         """
-        message = self._render(method, path, body=body, headers=headers)
+        head = self._rendered.get((method, path)) if body and not headers else None
+        if head is not None:
+            message = b"%b%d\r\n\r\n%b" % (head, len(body), body)
+        else:
+            message = self._render(method, path, body=body, headers=headers)
         call = Call(self, message, receiver=receiver, head_only=method == "HEAD", idle_timeout_s=idle_timeout_s)
         self._calls.add(call)
         if first_byte_timeout_s is not None:
@@ -202,6 +212,9 @@ class Upstream:
         framing = b""
         if body:
             framing = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+            if not headers and len(self._rendered) < _RENDERED_MAX:
+                head = b"%b %b%bcontent-type: application/json\r\ncontent-length: "
+                self._rendered[method, path] = head % (method.encode(), target.encode(), self._head_tail)
         elif method in ("POST", "PUT", "PATCH"):
             framing = b"content-length: 0\r\n"
         return b"%b %b%b%b%b\r\n%b" % (method.encode(), target.encode(), self._head_tail, lines, framing, body)

@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 from enum import Enum
 from math import inf
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from bellmare.http.exchange import Exchange, render_head
 from bellmare.http.framing import CHUNKED, ChunkedBody, Head, Malformed, check_partial, parse_head
 from bellmare.http.messages import Refusal, Request
+from bellmare.http.repeats import KnownHead, know
 
 if TYPE_CHECKING:
     from bellmare.http.server import Server
@@ -40,6 +41,14 @@ _LINGERING = Phase.lingering
 _CLOSING = Phase.closing
 
 
+class Known(NamedTuple):
+    """What a head means that came before on this connection."""
+
+    request: Request
+    """Without a body."""
+    body_bytes_max: int
+
+
 class Connection(asyncio.Protocol):
     """The protocol object of one accepted socket."""
 
@@ -53,6 +62,7 @@ class Connection(asyncio.Protocol):
         "_consuming",
         "_exchange",
         "_head",
+        "_known",
         "_reading_paused",
         "_request",
         "_server",
@@ -85,6 +95,8 @@ class Connection(asyncio.Protocol):
         """A begun head, or bytes of later requests while one is answered."""
         self._consuming = False
         self._exchange: Exchange | None = None
+        self._known: KnownHead[Known] | None = None
+        """The last head that kept the connection, should it come again."""
         self._body: ChunkedBody | list[bytes] = []
         self._body_bytes = 0
         self._body_checked_bytes = 0
@@ -123,6 +135,13 @@ class Connection(asyncio.Protocol):
             self._close()
 
     def data_received(self, data: bytes) -> None:
+        known = self._known
+        if known is not None and self.phase is _IDLE and not self._buffer and not self.write_paused:
+            end = data.find(b"\r\n\r\n") + 4
+            length = known.length(data, end)
+            if length == len(data) - end and length <= known.meaning.body_bytes_max:
+                self._answer_again(known.meaning.request.again(data[end:]))
+                return
         if self.phase is _LINGERING or self.phase is _CLOSING:
             return
         if self._buffer:
@@ -259,8 +278,12 @@ class Connection(asyncio.Protocol):
 
     def _rest(self) -> None:
         """Nothing is under way: take up what the client sent meanwhile, or wait for it."""
-        self.deadline = self._server.now() + self._server.limits.keep_alive_timeout_s
+        server = self._server
+        self.deadline = server.now() + server.limits.keep_alive_timeout_s
         if self._consuming:
+            return
+        if not self._buffer and not self._reading_paused:
+            server.note_idle(self)
             return
         data, self._buffer = self._buffer, b""
         self._consume(data)
@@ -294,6 +317,9 @@ class Connection(asyncio.Protocol):
         if isinstance(verdict, Refusal):
             self._refuse(verdict)
             return data[end:]
+        if head.length > 0 and head.minor and head.keep_alive and not head.continues and request.ticket is not None:
+            most = min(verdict, limits.body_small_bytes)
+            self._known = know(data[:end], Known(request.again(b""), most))
         return self._begin_body(data[end:], verdict)
 
     def _wait_for_head(self, data: bytes) -> bytes:
@@ -375,16 +401,26 @@ class Connection(asyncio.Protocol):
 
     # Answering
 
+    def _answer_again(self, request: Request) -> None:
+        """Hand over a request of which the head is known and the body came with it."""
+        self._server.note_busy(self)
+        self.keep_alive = True
+        self._hand_over(request, minor=1)
+
     def _dispatch(self) -> None:
         """Hand the complete request to the application."""
-        server = self._server
-        self.phase = _ANSWERING
         if self.held_bytes:
-            server.received(self)
-        self.deadline = inf
-        self._exchange = exchange = Exchange(self, self._request, minor=self._head.minor)
+            self._server.received(self)
+        request, minor = self._request, self._head.minor
         # A connection that idles afterwards must not keep a body of megabytes.
         del self._request, self._head
+        self._hand_over(request, minor=minor)
+
+    def _hand_over(self, request: Request, *, minor: int) -> None:
+        server = self._server
+        self.phase = _ANSWERING
+        self.deadline = inf
+        self._exchange = exchange = Exchange(self, request, minor=minor)
         try:
             server.app.on_request(exchange)
         except Exception as error:  # noqa: BLE001  # the application's bug must cost one request, not the listener

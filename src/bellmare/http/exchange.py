@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
-from bellmare.http.messages import STATUS_TEXT, Headers, Refusal, Request
+from bellmare.http.messages import STATUS_TEXT, HeaderLines, Headers, Refusal, Request
 
 if TYPE_CHECKING:
     from bellmare.http.connection import Connection
@@ -49,8 +49,10 @@ class Application(Protocol):
         """
 
 
-def render_head(status: int, headers: Headers, framing: bytes) -> bytes:
+def render_head(status: int, headers: Headers | HeaderLines, framing: bytes) -> bytes:
     """The bytes of a response's head. ``framing`` are the server's own header lines, each with its CRLF."""
+    if isinstance(headers, HeaderLines):
+        return b"%b%b%b\r\n" % (_STATUS_LINE[status], headers, framing)
     parts = [_STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status]
     for name, value in headers:
         parts += (name, b": ", value, b"\r\n")
@@ -93,20 +95,21 @@ class Exchange:
         """Whether the client's buffer is above its mark: write no more until ``on_resume``."""
         return self._connection.write_paused
 
-    def respond(self, status: int, headers: Headers, body: bytes) -> None:
+    def respond(self, status: int, headers: Headers | HeaderLines, body: bytes) -> None:
         """Answer completely, with a content-length. ``headers`` must not frame: that is done here."""
         if self.finished or self.disconnected:
             return
         assert not self.started, "respond after start"
         self.started = True
-        framing = b"" if status in _BODILESS else b"content-length: %d\r\n" % len(body)
-        head = render_head(status, headers, framing + self._connection_header())
-        if self._bodiless or status in _BODILESS:
-            body = b""
-        self._connection.write(head + body)
+        if status in _BODILESS:
+            framing, body = self._connection_header(), b""
+        else:
+            framing = b"content-length: %d\r\n%b" % (len(body), self._connection_header())
+        head = render_head(status, headers, framing)
+        self._connection.write(head if self._bodiless else head + body)
         self._end()
 
-    def start(self, status: int, headers: Headers) -> None:
+    def start(self, status: int, headers: Headers | HeaderLines) -> None:
         """Begin an answer of unknown length: chunked, or ended by the connection for an HTTP/1.0 client."""
         if self.finished or self.disconnected:
             return

@@ -267,15 +267,24 @@ class _Stage(Enum):
     trailers = "trailers"
 
 
+_SIZE = _Stage.size
+_SIZES: dict[bytes, int] = {}
+"""Size lines as Go and most others write them, for chunks of one token to some hundred."""
+for _size in range(1, 8192):
+    _SIZES[b"%x\r\n" % _size] = _size
+
+
 class ChunkedBody:
     """Decodes one chunked body and finds its exact end, which llhttp does not tell. Trailers are checked and dropped.
 
     llhttp would go on into the next pipelined request, and httptools offers no way to stop it there.
     """
 
-    __slots__ = ("_body_bytes_max", "_chunks", "_left", "_limits", "_partial", "_stage", "parts", "size")
+    __slots__ = ("_body_bytes_max", "_chunks", "_left", "_limits", "_of_request", "_partial", "_stage", "parts", "size")
 
-    def __init__(self, body_bytes_max: int, limits: Limits) -> None:
+    def __init__(self, body_bytes_max: int, limits: Limits, *, of_request: bool = True) -> None:
+        """``of_request``: a trailer that could frame or route is an attack; of an answer it is only dropped."""
+        self._of_request = of_request
         self._body_bytes_max = body_bytes_max
         self._limits = limits
         self._stage = _Stage.size
@@ -286,6 +295,26 @@ class ChunkedBody:
         self.parts: list[bytes] = []
         self.size = 0
         """Bytes announced so far by the chunk sizes."""
+
+    def whole(self, data: bytes) -> bytes:
+        """The content of ``data`` if it is one chunk and no more, where one begins; else empty, nothing done."""
+        if self._stage is not _SIZE or self._partial:
+            return b""
+        begin = data.find(b"\r\n") + 2
+        size = _SIZES.get(data[:begin], 0)
+        if not size:
+            return b""
+        end = begin + size
+        if len(data) != end + 2 or not data.endswith(b"\r\n"):
+            return b""
+        self.size += size
+        self._chunks += 1
+        return data[begin:end]
+
+    def take(self) -> list[bytes]:
+        """The content since the last time, in the parts in which it came."""
+        parts, self.parts = self.parts, []
+        return parts
 
     def feed(self, data: bytes) -> bytes | None:
         """Take bytes; return those behind the end of the body, or None while it goes on. Raises Malformed."""
@@ -346,7 +375,7 @@ class ChunkedBody:
         """Skip the trailers; the bytes behind them, or None if they are not complete."""
         match = _TRAILERS.match(data, position)
         if match is not None and match.end() - position <= _TRAILER_BYTES_MAX:
-            if _FRAMING_TRAILER.search(match[0]):
+            if self._of_request and _FRAMING_TRAILER.search(match[0]):
                 raise Malformed(400, "a trailer that would frame or route the request")
             return data[match.end() :]
         rest = data[position:]

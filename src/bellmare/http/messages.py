@@ -5,12 +5,28 @@ Header names are lower-case bytes everywhere; values are bytes as they came, wit
 
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Any
 
 import msgspec
 
 Headers = Sequence[tuple[bytes, bytes]]
 
 KIB = 1024
+
+
+class HeaderLines(bytes):
+    """Header lines as they are written, each with its CRLF: checked once where they are made."""
+
+    __slots__ = ()
+
+
+def header_lines(headers: Headers) -> HeaderLines:
+    """``headers`` as they are written. Raises ValueError for one that would break its line."""
+    lines = b"".join([b"%b: %b\r\n" % (name, value) for name, value in headers])
+    if not lines.count(b"\n") == lines.count(b"\r") == len(headers):
+        raise ValueError("line break in a header")
+    return HeaderLines(lines)
+
 
 STATUS_TEXT: dict[int, str] = {status.value: status.phrase for status in HTTPStatus} | {
     413: "Content Too Large",
@@ -30,7 +46,7 @@ def find_header(headers: Headers, name: bytes) -> bytes | None:
 class Request:
     """One request of a client. ``body`` is complete once ``on_request`` is called and empty in ``on_head``."""
 
-    __slots__ = ("body_bytes", "body_parts", "headers", "method", "path", "peer", "query", "target")
+    __slots__ = ("body_bytes", "body_parts", "headers", "method", "path", "peer", "query", "target", "ticket")
 
     def __init__(self, method: str, target: str, *, headers: list[tuple[bytes, bytes]], peer: str) -> None:
         self.method = method
@@ -44,6 +60,9 @@ class Request:
         self.body_bytes = 0
         self.peer = peer
         """The client's address without its port; empty if the socket has none."""
+        self.ticket: Any = None
+        """What ``on_head`` left for ``on_request``. A later request of the same connection with the same head gets the
+        same ticket, and no ``on_head`` if its body is small and came at once."""
 
     @property
     def body(self) -> bytes:
@@ -59,6 +78,20 @@ class Request:
         """The body's parts, which the request then has no longer."""
         parts, self.body_parts = self.body_parts, []
         return parts
+
+    def again(self, body: bytes) -> "Request":
+        """One with the same head and another body."""
+        other = Request.__new__(Request)
+        other.method = self.method
+        other.target = self.target
+        other.path = self.path
+        other.query = self.query
+        other.headers = self.headers
+        other.body_parts = [body] if body else []
+        other.body_bytes = len(body)
+        other.peer = self.peer
+        other.ticket = self.ticket
+        return other
 
     def header(self, name: bytes) -> bytes | None:
         """Value of the first header called ``name`` (lower-case), or None."""

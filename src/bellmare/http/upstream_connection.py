@@ -7,11 +7,14 @@ from __future__ import annotations
 
 import asyncio
 import re
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import httptools
 
 from bellmare.http.call import Call, UpstreamFailure, UpstreamFailureKind
+from bellmare.http.framing import ChunkedBody, Malformed
+from bellmare.http.messages import Limits
+from bellmare.http.repeats import know
 
 if TYPE_CHECKING:
     from bellmare.http.client import Upstream
@@ -21,6 +24,10 @@ _HEAD = re.compile(
     rb"HTTP/1\.[01] ([1-9][0-9]{2})(?: [\t -~\x80-\xff]*)?\r\n(?:" + _TOKEN + rb":[\t -~\x80-\xff]*\r\n)*\r\n"
 )
 _BODILESS = frozenset((204, 304))
+UNBOUNDED = 1 << 62
+"""Of a body's length: its receiver has a bound of its own."""
+_ANY_CHUNKS = Limits(chunks_free=UNBOUNDED)
+"""A worker sends a chunk for each token, however short."""
 
 
 class _Bad(Exception):  # noqa: N818  # a verdict on the server's bytes, not an error of ours
@@ -29,16 +36,26 @@ class _Bad(Exception):  # noqa: N818  # a verdict on the server's bytes, not an 
         self.kind = kind
 
 
+class Answered(NamedTuple):
+    """What a head means that came before from this server."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    """All but the content-length."""
+
+
 class UpstreamConnection(asyncio.Protocol):
     """The protocol object of one dialled socket."""
 
     __slots__ = (
         "_buffer",
         "_call",
+        "_chunks",
         "_complete",
         "_headers",
         "_interim",
         "_keep",
+        "_may_keep",
         "_parser",
         "_parts",
         "_reading_paused",
@@ -58,6 +75,8 @@ class UpstreamConnection(asyncio.Protocol):
         self._parser = httptools.HttpResponseParser(self)
         self._call: Call | None = None
         self._buffer = b""
+        self._chunks: ChunkedBody | None = None
+        self._may_keep = False
         self._headers: list[tuple[bytes, bytes]] = []
         self._parts: list[bytes] = []
         self._interim = 0
@@ -86,6 +105,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._headers = []
         self._buffer = b""
         self._interim = 0
+        self._chunks = None
         self._received = self._complete = self._keep = self._until_eof = self.head_received = False
         self._transport.write(call.message)
         if call.paused:
@@ -144,6 +164,19 @@ class UpstreamConnection(asyncio.Protocol):
             self._transport.abort()
             return
         call.active = self._received = True
+        if self.head_received:
+            if self._chunks is not None:
+                part = self._chunks.whole(data)
+                if part:
+                    call.receiver.on_data(part)
+                    return
+        elif not self._buffer:
+            known = self._upstream.known
+            if known is not None and not call.head_only:
+                end = data.find(b"\r\n\r\n") + 4
+                if known.length(data, end) == len(data) - end:
+                    self._take_whole(call, known.meaning, data[end:])
+                    return
         try:
             if not self.head_received:
                 data = self._read_head(call, self._buffer + data if self._buffer else data)
@@ -158,6 +191,16 @@ class UpstreamConnection(asyncio.Protocol):
             return
         self._deliver(call)
         if self._complete and self._call is call:
+            self._finish()
+
+    def _take_whole(self, call: Call, known: Answered, body: bytes) -> None:
+        """A head that came before, and all of its body."""
+        self.head_received = self._complete = self._keep = True
+        call.message = b""
+        call.receiver.on_response(known.status, [*known.headers, (b"content-length", b"%d" % len(body))])
+        if self._call is call:
+            call.receiver.on_data(body)
+        if self._call is call:
             self._finish()
 
     # What llhttp calls
@@ -181,7 +224,19 @@ class UpstreamConnection(asyncio.Protocol):
     # Reading
 
     def _parse(self, data: bytes) -> None:
-        """Feed llhttp. Anything wrong behind a complete answer only costs the connection."""
+        """Read body bytes. Anything wrong behind a complete answer only costs the connection."""
+        chunks = self._chunks
+        if chunks is not None:
+            try:
+                rest = chunks.feed(data)
+            except Malformed as verdict:
+                raise _Bad(verdict.reason) from None
+            finally:
+                self._parts += chunks.take()
+            if rest is not None:
+                self._complete = True
+                self._keep = self._may_keep and not rest
+            return
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -216,13 +271,14 @@ class UpstreamConnection(asyncio.Protocol):
                 return b""
         self._buffer = b""
         self._parse(head)
-        self._accept_head(call, int(match[1]))
+        self._accept_head(call, int(match[1]), head)
         return data
 
-    def _accept_head(self, call: Call, status: int) -> None:
+    def _accept_head(self, call: Call, status: int, head: bytes) -> None:
         """Check what the head says about the body, and tell the receiver."""
         length = coding = None
         framings = 0
+        closes = not head.startswith(b"HTTP/1.1")
         for name, value in self._headers:
             if name == b"content-length":
                 length = value
@@ -230,6 +286,8 @@ class UpstreamConnection(asyncio.Protocol):
             elif name == b"transfer-encoding":
                 coding = value
                 framings += 1
+            elif name == b"connection":
+                closes = True  # whatever it says: a server that keeps the connection needs not say so
             elif name == b"content-encoding" and value.lower() not in (b"identity", b""):
                 raise _Bad("compressed response, though identity was asked for")
         if framings > 1:
@@ -246,6 +304,14 @@ class UpstreamConnection(asyncio.Protocol):
             # llhttp does not know the method and waits for a body: the connection cannot be used again.
             self._complete = True
             self._keep = False
+        elif coding is not None and not self._complete:
+            # llhttp would take chunks apart as well, but it goes on into whatever follows, and reads laxly.
+            self._chunks = ChunkedBody(UNBOUNDED, _ANY_CHUNKS, of_request=False)
+            self._may_keep = not closes
+            self._parser = httptools.HttpResponseParser(self)
+        elif length is not None and status == 200 and not closes and not self._interim and not self._complete:
+            others = [item for item in self._headers if item[0] != b"content-length"]
+            self._upstream.known = know(head, Answered(status, others)) or self._upstream.known
         self._until_eof = not framings and not self._complete and status not in _BODILESS
         call.receiver.on_response(status, self._headers)
 

@@ -40,6 +40,8 @@ class Client:
 
     def start(self, status: int, headers: Any) -> None:
         assert not self.started, "begun twice"
+        if isinstance(headers, bytes):
+            headers = [tuple(line.split(b": ", 1)) for line in headers.removesuffix(b"\r\n").split(b"\r\n")]
         self.status, self.headers, self.started = status, dict(headers), True
 
     def write(self, data: bytes) -> None:
