@@ -27,6 +27,8 @@ from bellmare.bench.proxy.subjects import NAMES, Subject, find
 
 EXIT_GOAL_MISSED = 1
 EXIT_CANNOT = 2
+DESCRIPTORS_MIN = 4096
+"""1,000 streams take 2,000 of a proxy."""
 WAITED_PERCENT_MAX = 10.0
 TABLE_WIDTH = 120
 """In a file."""
@@ -59,6 +61,8 @@ def run_bench_proxy(asked: Asked) -> int:
     if asked.profile not in ("", *KINDS):
         return _refuse(f"--profile takes {' or '.join(KINDS)}")
     descriptors = raise_descriptor_limit()
+    if descriptors < DESCRIPTORS_MIN:
+        return _refuse(f"{descriptors} open files are too few, {DESCRIPTORS_MIN} are needed: see `ulimit -Hn`")
     try:
         with _signals_unwind():
             if asked.profile:

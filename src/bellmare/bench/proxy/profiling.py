@@ -17,6 +17,8 @@ from bellmare.bench.proxy.subjects import find
 KINDS = ("request", "chunk")
 LINES = 40
 WINDOW_S = 6.0
+OFTEN = 0.6
+"""Calls per request below which a function belongs to the start, which imports and compiles a thousand modules."""
 _Function = tuple[str, int, str]
 
 
@@ -53,8 +55,8 @@ def _show(kind: str, outcome: Outcome, path: Path) -> None:
     often = {
         function: (calls / units, own_s * 1e6 / units, whole_s * 1e6 / units)
         for function, (_, calls, own_s, whole_s, _) in stats.items()
-        if calls >= outcome.served / 4
-    }  # what start-up did is called seldom
+        if calls >= OFTEN * outcome.served
+    }
     packages: dict[str, float] = defaultdict(float)
     for (file, _, _), (_, own_us, _) in often.items():
         packages[_package(file)] += own_us

@@ -6,6 +6,7 @@ at once and logs no requests; bellmare alone runs with everything on: log, event
 
 import os
 import re
+import resource
 import shutil
 import subprocess
 import sys
@@ -22,7 +23,8 @@ VERSION_TIMEOUT_S = 10.0
 KEPT_MAX = 4096
 """Idle connections that a proxy may keep to the upstream: more than ever run at once."""
 CLIENTS_MAX = 9000
-"""Connections that a proxy must take: 5,000 idle ones, with room. HAProxy opens twice as many descriptors."""
+"""Connections that a proxy may take: 5,000 idle ones, with room."""
+DESCRIPTORS_SPARE = 200
 
 
 @dataclass(slots=True, frozen=True)
@@ -61,6 +63,12 @@ def profiled(place: Place, command: list[str]) -> list[str]:
     return [program, "-m", "cProfile", "-o", str(place.folder / "profile"), "-m", "bellmare", *arguments]
 
 
+def _clients_max() -> int:
+    """HAProxy refuses to start without two descriptors for each."""
+    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return min(CLIENTS_MAX, (limit - DESCRIPTORS_SPARE) // 2)
+
+
 def _nginx(subject: Subject, place: Place) -> list[str]:
     folder = place.folder
     kinds = ("client_body", "proxy", "fastcgi", "uwsgi", "scgi")
@@ -69,7 +77,7 @@ def _nginx(subject: Subject, place: Place) -> list[str]:
     config.write_text(
         f"daemon off;\nmaster_process off;\nworker_processes 1;\npid {folder}/nginx.pid;\n"
         f"error_log {folder}/error.log error;\n"
-        f"events {{ worker_connections {2 * CLIENTS_MAX}; }}\n"
+        f"events {{ worker_connections {2 * _clients_max()}; }}\n"
         f"http {{\n{paths}"
         "  access_log off;\n  client_body_buffer_size 16k;\n"
         "  keepalive_timeout 300s;\n  keepalive_requests 1000000000;\n"
@@ -87,7 +95,7 @@ def _nginx(subject: Subject, place: Place) -> list[str]:
 def _haproxy(subject: Subject, place: Place) -> list[str]:
     config = place.folder / "haproxy.cfg"
     config.write_text(
-        f"global\n  maxconn {CLIENTS_MAX}\n  nbthread 1\n"
+        f"global\n  maxconn {_clients_max()}\n  nbthread 1\n"
         "defaults\n  mode http\n  timeout connect 5s\n  timeout client 300s\n  timeout server 300s\n"
         "  timeout http-keep-alive 300s\n  option http-no-delay\n  option abortonclose\n  http-reuse always\n"
         f"frontend clients\n  bind 127.0.0.1:{place.port} backlog 4096\n  default_backend worker\n"
