@@ -50,7 +50,7 @@ class Express:
         entries = fleet.open[burst.model]
         if not entries or model.waiting or model.demand.hints or (state.timers and state.timers[0][0] <= now_us):
             return None
-        worker = fleet.at(entries[0][1])
+        worker = state.workers[state.roster[entries[0][1]]]
         runner = worker.runners[burst.model]
         stored = worker.stored.get(event.name)
         if stored is None or stored.model != burst.model or runner.untried or runner.batch_seq:
@@ -82,7 +82,7 @@ class Express:
         state.next_seq += 1
         state.retries.first += 1
         fleet.live[burst.model] += 1
-        fleet.turns[burst.model].ran_at_once(request, service_estimate_us(fleet, model))
+        fleet.turns[burst.model].ran_at_once(request, model.service_us or service_estimate_us(fleet, model))
         runner.in_flight[event.request] = None
         runner.used_us = now_us
         fleet.shift_open(worker, runner)

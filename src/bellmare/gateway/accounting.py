@@ -39,9 +39,10 @@ class Accounts:
         worker = cache = queue_ms = load_ms = prompt_tokens = output_tokens = None
         label = name
         if decision is not None:
-            worker, cache = decision.worker, str(decision.cache)
+            worker, cache = decision.worker, decision.cache
             queued_us, load_us = decision.queued_us, decision.load_us
-            queue_ms, load_ms = _ms(queued_us - load_us), _ms(load_us)
+            queue_ms = (queued_us - load_us + 50) // 100 / 10
+            load_ms = (load_us + 50) // 100 / 10
         else:
             queued_us = None
             if not metrics.known(name):
@@ -57,7 +58,7 @@ class Accounts:
                 conversation.request,
                 name,
                 worker,
-                str(errand.dialect),
+                errand.dialect,
                 conversation.exchange.request.path,
                 status,
                 conversation.outcome,
@@ -65,16 +66,11 @@ class Accounts:
                 cache,
                 queue_ms,
                 load_ms,
-                _ms(first_us) if first_us is not None else None,
-                _ms(total_us),
+                (first_us + 50) // 100 / 10 if first_us is not None else None,
+                (total_us + 50) // 100 / 10,
                 prompt_tokens,
                 output_tokens,
                 conversation.attempts,
                 conversation.detail or None,
             )
         )
-
-
-def _ms(span_us: int) -> float:
-    """In tenths."""
-    return (span_us + 50) // 100 / 10

@@ -238,13 +238,14 @@ class Gateway:
         self._count += 1
         request = RequestId(f"{self._born}-{self._count:x}")
         public = ticket.own_id or request
-        conversation = Conversation(self, exchange, errand, request=request, public_id=public)
+        arrived_us = self.driver.clock.now_us()
+        conversation = Conversation(self, exchange, errand, request, public, arrived_us)
         self._open[request] = conversation
         if public != request:
             self._core_ids[public] = request
             if len(self._core_ids) > CORE_IDS_MAX:
                 del self._core_ids[next(iter(self._core_ids))]
-        deadline_us = InstantUs(conversation.arrived_us + int(self.timeouts.queue_s * SECOND_US))
+        deadline_us = InstantUs(arrived_us + int(self.timeouts.queue_s * SECOND_US))
         conversation.begin(deadline_us, tenant=ticket.tenant, priority=ticket.priority)
         return conversation
 

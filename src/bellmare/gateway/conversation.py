@@ -8,7 +8,7 @@ from typing import Protocol
 
 import msgspec
 
-from bellmare.core.decisions import CacheState, Dispatch, Reject
+from bellmare.core.decisions import Dispatch, Reject
 from bellmare.core.events import (
     DispatchFailed,
     FaultKind,
@@ -68,58 +68,31 @@ class Desk(Protocol):
     def report(self, what: str, error: BaseException) -> None: ...
 
 
-class Conversation:
+class Conversation(msgspec.Struct, eq=False):
     """RequestSink of the driver, Receiver of the worker's answer, ExchangeListener of the client."""
 
-    __slots__ = (
-        "_call",
-        "_error_body",
-        "_upstream_status",
-        "arrived_us",
-        "attempts",
-        "cache",
-        "client_left",
-        "desk",
-        "detail",
-        "dispatched",
-        "ended",
-        "errand",
-        "exchange",
-        "first_byte_us",
-        "outcome",
-        "public_id",
-        "refusal",
-        "request",
-        "stamp",
-        "status",
-        "translator",
-    )  # fmt: skip
-
-    def __init__(self, desk: Desk, exchange: Exchange, errand: Errand, *, request: RequestId, public_id: str) -> None:
-        self.desk = desk
-        self.exchange = exchange
-        self.errand = errand
-        self.request = request
-        self.public_id = public_id
-        self.stamp = Stamp(public_id=public_id, created_s=desk.driver.clock.wall_s(), model=errand.spelling)
-        self.arrived_us = desk.driver.clock.now_us()
-        self.first_byte_us = InstantUs(-1)
-        self.dispatched: Dispatch | None = None
-        self.cache: CacheState | None = None
-        self.attempts = 0
-        self.status = 0
-        """What the client got; 499 if it left before."""
-        self.outcome = ""
-        """completed, failed, refused or cancelled."""
-        self.refusal = ""
-        self.detail = ""
-        """Why it failed, in the worker's words, for operators."""
-        self.translator: Translator | None = None
-        self.client_left = False
-        self.ended = False
-        self._call: Call | None = None
-        self._upstream_status = 0
-        self._error_body = b""
+    desk: Desk
+    exchange: Exchange
+    errand: Errand
+    request: RequestId
+    public_id: str
+    arrived_us: InstantUs
+    first_byte_us: InstantUs = InstantUs(-1)
+    dispatched: Dispatch | None = None
+    attempts: int = 0
+    status: int = 0
+    """What the client got; 499 if it left before."""
+    outcome: str = ""
+    """completed, failed, refused or cancelled."""
+    refusal: str = ""
+    detail: str = ""
+    """Why it failed, in the worker's words, for operators."""
+    translator: Translator | None = None
+    client_left: bool = False
+    ended: bool = False
+    _call: Call | None = None
+    _upstream_status: int = 0
+    _error_body: bytes = b""
 
     def begin(self, deadline_us: InstantUs, *, tenant: str = "", priority: Priority = Priority.normal) -> None:
         """Ask the core. ``deadline_us`` is the instant by which it must have been handed to a worker."""
@@ -144,9 +117,11 @@ class Conversation:
     def on_dispatch(self, decision: Dispatch) -> None:
         """Send it to the worker, in the runner's own shape."""
         self.dispatched = decision
-        self.cache = decision.cache
         self.attempts = decision.attempt
-        self.translator = self.errand.translator(self.stamp)
+        errand = self.errand
+        self.translator = errand.translator(
+            Stamp(public_id=self.public_id, created_s=self.desk.driver.clock.wall_s(), model=errand.spelling)
+        )
         self._upstream_status = 0
         self._error_body = b""
         upstream = self.desk.upstream(decision.worker)

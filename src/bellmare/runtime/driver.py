@@ -71,6 +71,7 @@ class Driver:
         """``on_error`` hears of handlers and watchers that raised; without it the loop's exception handler does."""
         self.engine = engine
         self.clock = clock
+        self._now_us = clock.now_us
         self._recording = recording
         self._on_error = on_error if on_error is not None else _tell_loop
         self._handlers: dict[type[Decision], Callable[[Any], None]] = {
@@ -130,26 +131,33 @@ class Driver:
 
         Raises what the core itself raised, after all that waited has been taken in too.
         """
-        self._inbox.append(event)
         if self._busy or self._closed:
+            self._inbox.append(event)
             return
         self._busy = True
         bug: Exception | None = None
         try:
+            try:
+                self._step(event)
+            except Exception as error:  # noqa: BLE001  raised below, once the inbox is empty
+                bug = error
             while self._inbox:
                 try:
                     self._step(self._inbox.popleft())
-                except Exception as error:  # noqa: BLE001  raised below, once the inbox is empty
+                except Exception as error:  # noqa: BLE001  as above
                     bug = bug if bug is not None else error
         finally:
             self._busy = False
             self._pause_s = PAUSE_AFTER_BUG_S if bug is not None else 0.0
-            self._arm()
+            deadline_us = self.engine.next_deadline_us()
+            if deadline_us != self._timer_us:
+                self._arm(deadline_us)
         if bug is not None:
             raise bug
 
     def _step(self, event: Event) -> None:
-        now_us = self.clock.now_us()
+        """One step and all that follows from it. Whoever raises costs nobody else what he has to do."""
+        now_us = self._now_us()
         recording = self._recording
         try:
             decisions = self.engine.step(now_us, event)
@@ -157,28 +165,28 @@ class Driver:
             if recording is not None:
                 recording.break_off()  # the state may be half changed: no replay could show that
             raise
-        if recording is not None and self._guarded("recording", event, recording.append, now_us, event, decisions):
-            recording.break_off()
-        if isinstance(event, RequestFinished | RequestCancelled):
-            self._sinks.pop(event.request, None)
+        if recording is not None:
+            try:
+                recording.append(now_us, event, decisions)
+            except Exception as error:  # noqa: BLE001
+                self._complain("recording", event, error)
+                recording.break_off()
+        kind = type(event)
+        if kind is RequestFinished or kind is RequestCancelled:
+            self._sinks.pop(event.request, None)  # type: ignore[attr-defined]
         for watcher in self._watchers:
-            self._guarded("watching", event, watcher, now_us, event, decisions)
+            try:
+                watcher(now_us, event, decisions)
+            except Exception as error:  # noqa: BLE001
+                self._complain("watching", event, error)
         for decision in decisions:
             handler = self._handlers.get(type(decision))
-            error = self._guarded("carrying out", decision, handler, decision) if handler is not None else None
-            if error is not None:
-                self._end(decision, error)
-
-    def _guarded(
-        self, doing: str, what: Event | Decision, call: Callable[..., None], *args: object
-    ) -> Exception | None:
-        """Call and, if that raises, tell of it; what it raised."""
-        try:
-            call(*args)
-        except Exception as error:  # noqa: BLE001  one caller's bug must not cost what the others have to do
-            self._complain(f"{doing} {type(what).__name__}", error)
-            return error
-        return None
+            if handler is not None:
+                try:
+                    handler(decision)
+                except Exception as error:  # noqa: BLE001
+                    self._complain("carrying out", decision, error)
+                    self._end(decision, error)
 
     def _end(self, decision: Decision, error: Exception) -> None:
         """End what ``decision`` began in the core: nobody else will. A refused sink or a ticket is gone already."""
@@ -200,7 +208,8 @@ class Driver:
         ends = (RequestFinished, RequestCancelled, DispatchFailed)
         return any(isinstance(event, ends) and event.request == decision.request for event in self._inbox)
 
-    def _complain(self, what: str, error: BaseException) -> None:
+    def _complain(self, doing: str, subject: Event | Decision, error: BaseException) -> None:
+        what = f"{doing} {type(subject).__name__}"
         try:
             self._on_error(what, error)
         except Exception as second:  # noqa: BLE001  as above
@@ -217,10 +226,9 @@ class Driver:
         if future is not None and not future.done():
             future.set_result(decision)
 
-    def _arm(self) -> None:
+    def _arm(self, deadline_us: InstantUs | None) -> None:
         """Have the loop wake us at the core's next deadline."""
-        deadline_us = self.engine.next_deadline_us()
-        if deadline_us == self._timer_us or self._closed:
+        if self._closed:
             return
         if self._timer is not None:
             self._timer.cancel()

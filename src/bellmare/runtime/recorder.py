@@ -68,8 +68,11 @@ class _Begin(msgspec.Struct, frozen=True):
 _encoder = msgspec.json.Encoder()
 
 
+_encode = _encoder.encode
+
+
 def encode_step(now_us: InstantUs, event: Event, decisions: list[Decision]) -> bytes:
-    return _encoder.encode(_Line(now_us, event, decisions)) + b"\n"
+    return _encode(_Line(now_us, event, decisions)) + b"\n"
 
 
 class Recorder:
@@ -128,12 +131,14 @@ class Recorder:
                 self._begin()  # the snapshot is of the state after this very step
             return
         line = encode_step(now_us, event, decisions)
-        if self._backlog_bytes + len(line) > BACKLOG_BYTES_MAX:
+        size = len(line)
+        put = self._put_bytes + size
+        if put - self._taken_bytes > BACKLOG_BYTES_MAX:
             self._broken = True
             self._left_out += 1
             return
-        self._file_bytes += len(line)
-        self._put_bytes += len(line)
+        self._file_bytes += size
+        self._put_bytes = put
         self._chunks.append(line)
         if self._file_bytes > self._rotate_at_bytes:
             self._begin()

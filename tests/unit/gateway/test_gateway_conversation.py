@@ -124,7 +124,9 @@ def talk(desk: Desk, parse: Any = errands.chat, **fields: Any) -> tuple[Client, 
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
     client = Client()
     errand = parse(json.dumps(body).encode())
-    conversation = Conversation(desk, client, errand, request=RequestId("r1"), public_id="r1")  # type: ignore[arg-type]
+    conversation = Conversation(
+        desk, client, errand, request=RequestId("r1"), public_id="r1", arrived_us=desk.driver.clock.now_us()
+    )  # type: ignore[arg-type]
     conversation.begin(InstantUs(2**60))
     assert conversation.dispatched is not None
     return client, conversation, desk.workers[conversation.dispatched.worker]
