@@ -84,42 +84,24 @@ class _Nobody:
 _NOBODY = _Nobody()
 
 
-class Call:
+class Call(msgspec.Struct, eq=False):
     """A request under way. Made by ``Upstream.send``."""
 
-    __slots__ = (
-        "_first_byte_deadline",
-        "_idle_timeout_s",
-        "_upstream",
-        "active",
-        "connection",
-        "deadline",
-        "ended",
-        "head_only",
-        "message",
-        "paused",
-        "receiver",
-        "retried",
-    )
-
-    def __init__(
-        self, upstream: Upstream, message: bytes, *, receiver: Receiver, head_only: bool, idle_timeout_s: float | None
-    ) -> None:
-        self._upstream = upstream
-        self.message = message
-        """The whole request, kept for the one retry until the first response byte."""
-        self.receiver: Receiver = receiver
-        self.head_only = head_only
-        """The method was HEAD: whatever the head says, no body comes."""
-        self._idle_timeout_s = inf if idle_timeout_s is None else idle_timeout_s
-        self.connection: UpstreamConnection | None = None
-        self.deadline = inf
-        """Loop time at which the sweep gives the call up."""
-        self.active = False
-        """Something came since the sweep last looked; so no clock is read per chunk."""
-        self.paused = False
-        self.retried = False
-        self.ended = False
+    _upstream: Upstream
+    message: bytes
+    """The whole request, kept for the one retry until the first response byte."""
+    receiver: Receiver
+    head_only: bool
+    """The method was HEAD: whatever the head says, no body comes."""
+    _idle_timeout_s: float
+    deadline: float = inf
+    """Loop time at which the sweep gives the call up."""
+    connection: UpstreamConnection | None = None
+    active: bool = False
+    """Something came since the sweep last looked; so no clock is read per chunk."""
+    paused: bool = False
+    retried: bool = False
+    ended: bool = False
 
     @property
     def connected(self) -> bool:

@@ -7,6 +7,7 @@ client's head ever reaches an upstream server: the head is built here.
 import asyncio
 import re
 from functools import partial
+from math import inf
 
 import msgspec
 
@@ -117,10 +118,11 @@ class Upstream:
             message = b"%b%d\r\n\r\n%b" % (head, len(body), body)
         else:
             message = self._render(method, path, body=body, headers=headers)
-        call = Call(self, message, receiver=receiver, head_only=method == "HEAD", idle_timeout_s=idle_timeout_s)
+        deadline = inf if first_byte_timeout_s is None else self._loop.time() + first_byte_timeout_s
+        call = Call(
+            self, message, receiver, method == "HEAD", inf if idle_timeout_s is None else idle_timeout_s, deadline
+        )
         self._calls.add(call)
-        if first_byte_timeout_s is not None:
-            call.deadline = self._loop.time() + first_byte_timeout_s
         if self._sweeper is None:
             self._sweeper = self._loop.call_later(self.limits.sweep_interval_s, self._sweep)
         while self._idle:
@@ -271,9 +273,10 @@ class Upstream:
     def _retire(self, call: Call) -> Receiver:
         """Take a call off the books before its user hears of it."""
         self._calls.discard(call)
-        dial = self._dials.get(call)
-        if dial is not None:
-            dial.cancel()
+        if self._dials:
+            dial = self._dials.get(call)
+            if dial is not None:
+                dial.cancel()
         return call.retire()
 
     def _sweep(self) -> None:

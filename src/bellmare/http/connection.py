@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from enum import Enum
 from math import inf
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 from bellmare.http.exchange import Exchange, render_head
 from bellmare.http.framing import CHUNKED, ChunkedBody, Head, Malformed, check_partial, parse_head
@@ -41,14 +41,6 @@ _LINGERING = Phase.lingering
 _CLOSING = Phase.closing
 
 
-class Known(NamedTuple):
-    """What a head means that came before on this connection."""
-
-    request: Request
-    """Without a body."""
-    body_bytes_max: int
-
-
 class Connection(asyncio.Protocol):
     """The protocol object of one accepted socket."""
 
@@ -63,9 +55,9 @@ class Connection(asyncio.Protocol):
         "_exchange",
         "_head",
         "_known",
+        "_known_bytes_max",
         "_reading_paused",
         "_request",
-        "_server",
         "_stall_mark",
         "_transport",
         "deadline",
@@ -73,6 +65,7 @@ class Connection(asyncio.Protocol):
         "keep_alive",
         "peer",
         "phase",
+        "server",
         "write_paused",
     )
 
@@ -81,7 +74,7 @@ class Connection(asyncio.Protocol):
     _request: Request
 
     def __init__(self, server: Server) -> None:
-        self._server = server
+        self.server = server
         self.phase = _IDLE
         self.deadline = inf
         """Loop time at which the sweep calls ``on_deadline``."""
@@ -95,8 +88,9 @@ class Connection(asyncio.Protocol):
         """A begun head, or bytes of later requests while one is answered."""
         self._consuming = False
         self._exchange: Exchange | None = None
-        self._known: KnownHead[Known] | None = None
-        """The last head that kept the connection, should it come again."""
+        self._known: KnownHead[Request] | None = None
+        """The last head that kept the connection, should it come again; and its request without a body."""
+        self._known_bytes_max = 0
         self._body: ChunkedBody | list[bytes] = []
         self._body_bytes = 0
         self._body_checked_bytes = 0
@@ -109,22 +103,22 @@ class Connection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
-        limits = self._server.limits
+        limits = self.server.limits
         self._transport.set_write_buffer_limits(high=limits.write_buffer_high_bytes)
         peer = transport.get_extra_info("peername")
         self.peer = peer[0] if isinstance(peer, tuple) else ""
-        self.deadline = self._server.now() + limits.head_timeout_s
-        if not self._server.admit(self):
-            if self._server.overcrowded:
+        self.deadline = self.server.now() + limits.head_timeout_s
+        if not self.server.admit(self):
+            if self.server.overcrowded:
                 self.cut()
             else:
                 self._refuse_malformed(Malformed(503, "too many connections"))
 
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = _CLOSING
-        self._server.forget(self)
+        self.server.forget(self)
         if self.held_bytes:
-            self._server.let_go(self)
+            self.server.let_go(self)
         self._lose_exchange()
 
     def eof_received(self) -> None:
@@ -137,10 +131,11 @@ class Connection(asyncio.Protocol):
     def data_received(self, data: bytes) -> None:
         known = self._known
         if known is not None and self.phase is _IDLE and not self._buffer and not self.write_paused:
-            end = data.find(b"\r\n\r\n") + 4
-            length = known.length(data, end)
-            if length == len(data) - end and length <= known.meaning.body_bytes_max:
-                self._answer_again(known.meaning.request.again(data[end:]))
+            body = known.body(data)
+            if body and len(body) <= self._known_bytes_max:
+                self.server.note_busy(self)
+                self.keep_alive = True
+                self._hand_over(known.meaning.again(body), minor=1)
                 return
         if self.phase is _LINGERING or self.phase is _CLOSING:
             return
@@ -175,13 +170,9 @@ class Connection(asyncio.Protocol):
         self._bytes_out += len(data)
         self._transport.write(data)
 
-    def date_line(self) -> bytes:
-        """The header line that says what time it is."""
-        return self._server.date_line
-
     def stays_open(self) -> bool:
         """Whether another request may follow this one."""
-        if self._server.closing:
+        if self.server.closing:
             self.keep_alive = False
         return self.keep_alive
 
@@ -189,7 +180,7 @@ class Connection(asyncio.Protocol):
         """The answer is written: wait for the next request, or close."""
         self._exchange = None
         if self.held_bytes:
-            self._server.let_go(self)
+            self.server.let_go(self)
         if not self.stays_open():
             self._close()
             return
@@ -264,11 +255,11 @@ class Connection(asyncio.Protocol):
             self._reading_paused = False
             self._transport.resume_reading()
         if self.phase is _IDLE and not self.write_paused:
-            self._server.note_idle(self)
+            self.server.note_idle(self)
 
     def _hold(self, data: bytes) -> None:
         self._buffer = data
-        too_much = len(data) > self._server.limits.pipelined_bytes_max
+        too_much = len(data) > self.server.limits.pipelined_bytes_max
         if too_much != self._reading_paused and not self._transport.is_closing():
             self._reading_paused = too_much
             if too_much:
@@ -278,7 +269,7 @@ class Connection(asyncio.Protocol):
 
     def _rest(self) -> None:
         """Nothing is under way: take up what the client sent meanwhile, or wait for it."""
-        server = self._server
+        server = self.server
         self.deadline = server.now() + server.limits.keep_alive_timeout_s
         if self._consuming:
             return
@@ -290,7 +281,7 @@ class Connection(asyncio.Protocol):
 
     def _read_head(self, data: bytes) -> bytes:
         """Read one head and whatever of its body is there; the bytes behind."""
-        server = self._server
+        server = self.server
         limits = server.limits
         if data[0] == 0x0D:
             # One empty line before a request is ignored (RFC 9112 2.2: old clients send it after a body).
@@ -318,15 +309,15 @@ class Connection(asyncio.Protocol):
             self._refuse(verdict)
             return data[end:]
         if head.length > 0 and head.minor and head.keep_alive and not head.continues and request.ticket is not None:
-            most = min(verdict, limits.body_small_bytes)
-            self._known = know(data[:end], Known(request.again(b""), most))
+            self._known = know(data[:end], request.again(b""))
+            self._known_bytes_max = min(verdict, limits.body_small_bytes)
         return self._begin_body(data[end:], verdict)
 
     def _wait_for_head(self, data: bytes) -> bytes:
         if self.phase is _IDLE:
-            self._server.note_busy(self)
+            self.server.note_busy(self)
             self.phase = _HEAD
-            self.deadline = min(self.deadline, self._server.now() + self._server.limits.head_timeout_s)
+            self.deadline = min(self.deadline, self.server.now() + self.server.limits.head_timeout_s)
         self._buffer = data
         return b""
 
@@ -340,7 +331,7 @@ class Connection(asyncio.Protocol):
         if length > body_bytes_max:
             raise Malformed(413, "request body too large", self._request.target)
         if 0 < length <= len(data):
-            if length > self._server.limits.body_small_bytes and not self._server.hold(self, length):
+            if length > self.server.limits.body_small_bytes and not self.server.hold(self, length):
                 raise Malformed(503, "too many large requests at once", self._request.target)
             self._request.body_parts = [data[:length]]
             self._request.body_bytes = length
@@ -348,8 +339,8 @@ class Connection(asyncio.Protocol):
             return data[length:]
         if head.continues and not data:
             self.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-        limits = self._server.limits
-        now = self._server.now()
+        limits = self.server.limits
+        now = self.server.now()
         self.phase = _BODY
         self._body = ChunkedBody(body_bytes_max, limits) if length == CHUNKED else []
         self._body_bytes = self._body_checked_bytes = 0
@@ -360,7 +351,7 @@ class Connection(asyncio.Protocol):
     def _read_body(self, data: bytes) -> bytes:
         """Take body bytes; the bytes behind its end, empty while it goes on."""
         self._body_bytes += len(data)
-        if self._body_bytes > self._server.limits.body_small_bytes and not self._server.receive(self, self._body_bytes):
+        if self._body_bytes > self.server.limits.body_small_bytes and not self.server.receive(self, self._body_bytes):
             return b""
         body = self._body
         if isinstance(body, ChunkedBody):
@@ -386,7 +377,7 @@ class Connection(asyncio.Protocol):
         return rest
 
     def _check_body_rate(self, now: float) -> None:
-        limits = self._server.limits
+        limits = self.server.limits
         fresh = self._body_bytes - self._body_checked_bytes
         # The first window only asks for a byte; every later one for the rate.
         wanted = 1.0
@@ -401,26 +392,20 @@ class Connection(asyncio.Protocol):
 
     # Answering
 
-    def _answer_again(self, request: Request) -> None:
-        """Hand over a request of which the head is known and the body came with it."""
-        self._server.note_busy(self)
-        self.keep_alive = True
-        self._hand_over(request, minor=1)
-
     def _dispatch(self) -> None:
         """Hand the complete request to the application."""
         if self.held_bytes:
-            self._server.received(self)
+            self.server.received(self)
         request, minor = self._request, self._head.minor
         # A connection that idles afterwards must not keep a body of megabytes.
         del self._request, self._head
         self._hand_over(request, minor=minor)
 
     def _hand_over(self, request: Request, *, minor: int) -> None:
-        server = self._server
+        server = self.server
         self.phase = _ANSWERING
         self.deadline = inf
-        self._exchange = exchange = Exchange(self, request, minor=minor)
+        self._exchange = exchange = Exchange(self, request, minor, request.method == "HEAD")
         try:
             server.app.on_request(exchange)
         except Exception as error:  # noqa: BLE001  # the application's bug must cost one request, not the listener
@@ -433,7 +418,7 @@ class Connection(asyncio.Protocol):
                 exchange.respond(refusal.status, refusal.headers, refusal.body)
 
     def _refuse_malformed(self, verdict: Malformed, *, head_only: bool = False) -> None:
-        refusal = self._server.app.on_bad_request(verdict.status, verdict.reason, verdict.target)
+        refusal = self.server.app.on_bad_request(verdict.status, verdict.reason, verdict.target)
         self._answer_early(refusal, head_only=head_only)
 
     def _refuse(self, refusal: Refusal) -> None:
@@ -441,23 +426,24 @@ class Connection(asyncio.Protocol):
         if self._head.length == 0:
             self.keep_alive = self.keep_alive and not refusal.close
             self.phase = _ANSWERING
-            exchange = Exchange(self, self._request, minor=self._head.minor)
+            request = self._request
+            exchange = Exchange(self, request, self._head.minor, request.method == "HEAD")
             exchange.respond(refusal.status, refusal.headers, refusal.body)
         else:
             self._answer_early(refusal, head_only=self._request.method == "HEAD")
 
     def _answer_early(self, refusal: Refusal, *, head_only: bool) -> None:
         """Answer, say that no more is read, and discard what still comes until the client has seen it."""
-        self._server.note_busy(self)
+        self.server.note_busy(self)
         self.keep_alive = False
-        framing = b"content-length: %d\r\n%bconnection: close\r\n" % (len(refusal.body), self._server.date_line)
+        framing = b"content-length: %d\r\n%bconnection: close\r\n" % (len(refusal.body), self.server.date_line)
         self.write(render_head(refusal.status, refusal.headers, framing) + (b"" if head_only else refusal.body))
         self.phase = _LINGERING
-        self.deadline = self._server.now() + self._server.limits.linger_timeout_s
+        self.deadline = self.server.now() + self.server.limits.linger_timeout_s
         self._buffer = b""
         self._body = []
         if self.held_bytes:
-            self._server.let_go(self)
+            self.server.let_go(self)
         if self._transport.is_closing():
             return
         if self._reading_paused:
@@ -470,14 +456,14 @@ class Connection(asyncio.Protocol):
     def _close(self) -> None:
         """Close once what is written has been taken; the sweep cuts it if that stalls."""
         self.phase = _CLOSING
-        self._server.note_busy(self)
+        self.server.note_busy(self)
         self._buffer = b""
         self._watch_writes()
         self._transport.close()
 
     def _watch_writes(self) -> None:
         self._stall_mark = self._bytes_out - self._transport.get_write_buffer_size()
-        self.deadline = self._server.now() + self._server.limits.write_stall_timeout_s
+        self.deadline = self.server.now() + self.server.limits.write_stall_timeout_s
 
     def _lose_exchange(self) -> None:
         exchange, self._exchange = self._exchange, None

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Protocol
 
+import msgspec
+
 from bellmare.http.messages import STATUS_TEXT, HeaderLines, Headers, Refusal, Request
 
 if TYPE_CHECKING:
@@ -61,34 +63,23 @@ def render_head(status: int, headers: Headers | HeaderLines, framing: bytes) -> 
     return lines + framing + b"\r\n"
 
 
-class Exchange:
+class Exchange(msgspec.Struct, eq=False):
     """One request of one client, to be answered once: ``respond``, or ``start``, ``write``..., ``finish``."""
 
-    __slots__ = (
-        "_bodiless",
-        "_chunked",
-        "_connection",
-        "_minor",
-        "disconnected",
-        "finished",
-        "listener",
-        "request",
-        "started",
-    )
-
-    def __init__(self, connection: Connection, request: Request, *, minor: int) -> None:
-        self._connection = connection
-        self._minor = minor
-        self._chunked = False
-        self._bodiless = request.method == "HEAD"
-        self.request = request
-        self.listener: ExchangeListener | None = None
-        self.started = False
-        """The head of the answer has been written."""
-        self.finished = False
-        """Completely answered, or aborted by us."""
-        self.disconnected = False
-        """The client left before the end."""
+    _connection: Connection
+    request: Request
+    _minor: int
+    """HTTP/1.x."""
+    _bodiless: bool
+    """The method was HEAD, or the status allows no body."""
+    _chunked: bool = False
+    listener: ExchangeListener | None = None
+    started: bool = False
+    """The head of the answer has been written."""
+    finished: bool = False
+    """Completely answered, or aborted by us."""
+    disconnected: bool = False
+    """The client left before the end."""
 
     @property
     def paused(self) -> bool:
@@ -158,10 +149,11 @@ class Exchange:
             listener.on_disconnect()
 
     def _connection_header(self) -> bytes:
-        date_line = self._connection.date_line()
-        if not self._connection.stays_open():
-            return date_line + b"connection: close\r\n"
-        return date_line if self._minor else date_line + b"connection: keep-alive\r\n"
+        connection = self._connection
+        stays_open, date_line = connection.stays_open(), connection.server.date_line
+        if stays_open and self._minor:
+            return date_line
+        return date_line + (b"connection: keep-alive\r\n" if stays_open else b"connection: close\r\n")
 
     def _end(self) -> None:
         # A write may have found the client gone; then the exchange has ended as disconnected already.

@@ -28,15 +28,18 @@ class KnownHead(Generic[M]):
         self._behind_bytes = len(behind)
         self.meaning = meaning
 
-    def length(self, data: bytes, end: int) -> int:
-        """The body's length, if ``data[:end]`` is this head again; -1 if it is another, or none."""
-        begin, stop = self._before_bytes, end - self._behind_bytes
-        if not data.startswith(self._before) or not data.startswith(self._behind, stop if stop > 0 else 0):
-            return -1
-        digits = data[begin:stop]
+    def body(self, data: bytes) -> bytes:
+        """The body, if ``data`` is this head again and all of its body and no more; else empty."""
+        if not data.startswith(self._before):
+            return b""
+        end = data.find(b"\r\n\r\n") + 4
+        stop = end - self._behind_bytes
+        digits = data[self._before_bytes : stop] if stop > 0 else b""
         if not digits.isdigit() or digits[0] == 0x30 or len(digits) > _DIGITS_MAX:
-            return -1
-        return int(digits)
+            return b""
+        if int(digits) != len(data) - end or not data.startswith(self._behind, stop):
+            return b""
+        return data[end:]
 
 
 def know(head: bytes, meaning: M) -> KnownHead[M] | None:

@@ -173,9 +173,9 @@ class UpstreamConnection(asyncio.Protocol):
         elif not self._buffer:
             known = self._upstream.known
             if known is not None and not call.head_only:
-                end = data.find(b"\r\n\r\n") + 4
-                if known.length(data, end) == len(data) - end:
-                    self._take_whole(call, known.meaning, data[end:])
+                body = known.body(data)
+                if body:
+                    self._take_whole(call, known.meaning, body)
                     return
         try:
             if not self.head_received:
