@@ -26,6 +26,8 @@ _RESIDENT = Residency.resident
 _COMPLETED = Outcome.completed
 _NO_WANT = Want.nothing
 _HIT = CacheState.hit
+_UNSETTLED = SpanUs(-1)
+_UNSEEN = InstantUs(-1)
 
 
 class Express:
@@ -62,22 +64,26 @@ class Express:
         tenants[tenant] = tenants.get(tenant, 0) + 1
         burst.last_us = now_us
         burst.count += 1
-        state.requests[event.request] = request = Request(
-            request=event.request,
-            name=event.name,
-            model=burst.model,
-            kind=event.kind,
-            tenant=tenant,
-            prompt_tokens=event.prompt_tokens,
-            deadline_us=event.deadline_us,
-            arrived_us=now_us,
-            seq=state.next_seq,
-            cache=_HIT,
-            priority=event.priority,
-            phase=_RUNNING,
-            worker=worker.worker,
-            dispatched_us=now_us,
-            attempts=1,
+        state.requests[event.request] = request = (
+            Request(  # in the order of its fields: by name it takes thrice as long
+                event.request,
+                event.name,
+                burst.model,
+                event.kind,
+                tenant,
+                event.prompt_tokens,
+                event.deadline_us,
+                now_us,
+                state.next_seq,
+                _HIT,
+                event.priority,
+                _UNSETTLED,
+                _RUNNING,
+                worker.worker,
+                now_us,
+                _UNSEEN,
+                1,
+            )
         )
         state.next_seq += 1
         state.retries.first += 1
@@ -86,9 +92,7 @@ class Express:
         runner.in_flight[event.request] = None
         runner.used_us = now_us
         fleet.shift_open(worker, runner)
-        return [
-            Dispatch(request=event.request, worker=worker.worker, model=burst.model, num_ctx=runner.num_ctx, cache=_HIT)
-        ]
+        return [Dispatch(event.request, worker.worker, burst.model, runner.num_ctx, _HIT)]
 
     def finished(self, event: RequestFinished) -> list[Decision] | None:
         """Free the slot of a whole answer for which nobody waits; None: the general path decides."""

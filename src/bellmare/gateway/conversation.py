@@ -97,17 +97,19 @@ class Conversation(msgspec.Struct, eq=False):
     def begin(self, deadline_us: InstantUs, *, tenant: str = "", priority: Priority = Priority.normal) -> None:
         """Ask the core. ``deadline_us`` is the instant by which it must have been handed to a worker."""
         self.exchange.listener = self
-        state = self.desk.driver.engine.fleet.state
-        self.desk.driver.submit(
-            RequestArrived(
-                request=self.request,
-                name=self.errand.name,
-                deadline_us=deadline_us,
-                kind=self.errand.kind,
-                tenant=tenant,
-                priority=priority,
-                prompt_tokens=self.errand.prompt_tokens,
-                fingerprint=fingerprint(self.errand) if state.suspects or state.poison else "",
+        driver, errand = self.desk.driver, self.errand
+        state = driver.engine.fleet.state
+        known_by = fingerprint(errand) if state.suspects or state.poison else ""
+        driver.submit(
+            RequestArrived(  # in the order of its fields: by name it takes thrice as long
+                self.request,
+                errand.name,
+                deadline_us,
+                errand.kind,
+                tenant,
+                priority,
+                errand.prompt_tokens,
+                known_by,
             ),
             self,
         )
