@@ -65,4 +65,5 @@ async def gateway(recorded: Callable[..., Any]) -> AsyncIterator[Callable[..., A
     yield start
     for one in gateways:
         if not one.closed:
+            await one.back_to_baseline()
             await one.close()

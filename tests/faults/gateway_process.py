@@ -1,4 +1,4 @@
-"""A gateway in a process of its own, so that its memory, descriptors and pauses are its own; and the same as a script."""
+"""A gateway in a process of its own, so that memory, descriptors and pauses are its own; and the same as a script."""
 
 from __future__ import annotations
 
