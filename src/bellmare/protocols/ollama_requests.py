@@ -10,6 +10,7 @@ import msgspec
 from bellmare.protocols.errors import InvalidRequest
 from bellmare.protocols.jsonbody import check_depth, check_object, decode_as
 from bellmare.protocols.ollama_fields import (
+    check_image_count,
     check_images,
     check_think,
     check_top_logprobs,
@@ -176,6 +177,7 @@ def parse_generate(body: bytes) -> GenerateRequest:
 
 
 def check_messages(messages: list[Message] | None) -> None:
+    check_image_count(sum(len(message.images or ()) for message in messages or ()))
     for message in messages or ():
         if message.images:
             check_images(message.images)
