@@ -115,7 +115,7 @@ def _readable(client: Rude) -> bool:
 
 
 async def test_b09_to_b11_slow_clients_are_cut_in_time_and_cost_the_others_nothing(sim, process):
-    worker = await sim(time_scale=0.001)
+    worker = await sim(time_scale=0.001, parallel=STALLED + 1, vram_bytes=10**13)
     running = await process(worker.port, **TIMEOUTS)
     assert (await ask(running.port, "POST", "/api/chat", {"model": "a:1", "stream": False})).status == 200
     calm = [await timed_get(running.port) for _ in range(50)]
