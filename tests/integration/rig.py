@@ -338,8 +338,9 @@ async def start_sim(port: int = 0, **config: Any) -> Sim:
 class Process:
     """One simulated worker that can be killed."""
 
-    def __init__(self, port: int = 0, *, time_scale: float) -> None:
-        self.child = subprocess.Popen([sys.executable, RUNNER, str(port), str(time_scale)], stdout=subprocess.PIPE)
+    def __init__(self, port: int = 0, *, time_scale: float, parallel: int = 0) -> None:
+        said = [str(port), str(time_scale), str(parallel)]
+        self.child = subprocess.Popen([sys.executable, RUNNER, *said], stdout=subprocess.PIPE)
         assert self.child.stdout is not None
         self.port = int(self.child.stdout.readline())
 
