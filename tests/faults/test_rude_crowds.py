@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import pytest
 from gateway_process import GatewayProcess
 from raw_client import Rude, split_answers
-from rig import Process, ask
+from rig import Process, ask, begin
 from test_disconnects import request
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(500)]
@@ -135,6 +135,7 @@ async def test_b09_to_b11_slow_clients_are_cut_in_time_and_cost_the_others_nothi
     before = running.rss()
     stalled = await many(STALLED, running.port, request("/api/chat", stream=True, tokens=80_000), window=4096)
     opened_s = time.monotonic() - started
+    heads, slow = begin(all_gone(silent + drips, started)), begin(all_gone(bodies, started))
     spans: list[float] = []
     while time.monotonic() - started < STALL_S:
         for client in drips:
@@ -145,13 +146,11 @@ async def test_b09_to_b11_slow_clients_are_cut_in_time_and_cost_the_others_nothi
         spans.append(await timed_get(running.port))
         await asyncio.sleep(STALL_S / 40)
     each = (running.rss() - before) / STALLED
-    for name, crowd, bound in (("heads", silent + drips, HEAD_S), ("bodies", bodies, BODY_S)):
-        said = [await client.rest() for client in crowd]
-        took = time.monotonic() - started
-        figure(f"{len(crowd)} slow {name}: all gone {took:.1f} s after the first ({opened_s:.1f} s to open them)")
+    for name, (said, took) in [("heads", await heads), ("bodies", await slow)]:
+        figure(f"{len(said)} slow {name}: all gone {took:.1f} s after the first ({opened_s:.1f} s to open them)")
         assert all(raw.startswith(b"HTTP/1.1 408 ") or raw == b"" for raw in said)
         assert sum(raw != b"" for raw in said) >= len(said) // 2
-        assert took < max(bound, STALL_S) + LATE_S + opened_s
+        assert took < max(HEAD_S, BODY_S) + LATE_S + opened_s
     while any(not _gone(client) for client in stalled):
         assert time.monotonic() - started < STALL_S * 3 + LATE_S + opened_s + 60, "a stalled reader is kept"
         await asyncio.sleep(0.05)
@@ -162,6 +161,12 @@ async def test_b09_to_b11_slow_clients_are_cut_in_time_and_cost_the_others_nothi
     for client in (*silent, *drips, *bodies, *stalled):
         client.sock.close()
     assert (await ask(running.port, "POST", "/api/chat", {"model": "a:1", "stream": False})).status == 200
+
+
+async def all_gone(crowd: list[Rude], started: float) -> tuple[list[bytes], float]:
+    """What each of them was told, and after how many seconds the last one had been."""
+    said = await asyncio.gather(*(client.rest() for client in crowd))
+    return said, time.monotonic() - started
 
 
 def _gone(client: Rude) -> bool:
