@@ -12,7 +12,9 @@ from raw_client import Rude, split_answers
 from rig import Gateway, begin, until
 
 from bellmare.core.events import RequestArrived
+from bellmare.gateway import errands
 from bellmare.gateway.parsing import INLINE_BYTES_MAX
+from bellmare.protocols.jsonbody import ESCAPES_MAX
 
 pytestmark = pytest.mark.slow
 
@@ -116,6 +118,29 @@ async def test_a_large_request_is_served_like_a_small_one(recorded, gateway):
     reply = await running.post("/api/chat", b" " * INLINE_BYTES_MAX + b"{}", x_bellmare_priority="urgent")
     assert reply.status == 400
     assert running.service.gateway.large_bodies.waiting == 0
+
+
+@pytest.mark.parametrize("parse", [errands.chat, errands.chat_completions])
+def test_a_body_encoded_ahead_is_what_would_be_encoded_at_dispatch(parse):
+    message = {"role": "user", "content": '"num_ctx":1,\\"num_ctx\\":2 \u00e4'}
+    errand = parse(json.dumps({"model": "a:1", "messages": [message], "options": {"num_ctx": 5}}).encode())
+    prepared = errands.prepare(errand)
+    for num_ctx in (1, 4096, 1_000_000):
+        assert b"".join(prepared.body(num_ctx)) == errand.body(num_ctx)
+        assert json.loads(errand.body(num_ctx))["options"]["num_ctx"] == num_ctx
+
+
+async def test_texts_that_no_model_reads_are_refused(recorded, gateway):
+    worker = await recorded()
+    running = await gateway(worker.port)
+    before = len(worker.requests())
+    for data in (
+        json.dumps({"model": "a:1", "prompt": "x" * (16 * MIB + 1)}).encode(),
+        json.dumps({"model": "a:1", "prompt": "x", "system": "x" * (16 * MIB + 1)}).encode(),
+        json.dumps({"model": "a:1", "prompt": "\n" * (ESCAPES_MAX + 1) + "x" * MIB}).encode(),
+    ):
+        assert (await running.post("/api/generate", data)).status == 413
+    assert len([1 for _, body in worker.requests()[before:] if len(body) > MIB]) == 0
 
 
 async def test_b06_who_leaves_while_his_body_is_parsed_leaves_nothing(recorded, gateway):

@@ -103,10 +103,16 @@ class Call:
     )
 
     def __init__(
-        self, upstream: Upstream, message: bytes, *, receiver: Receiver, head_only: bool, idle_timeout_s: float | None
+        self,
+        upstream: Upstream,
+        message: bytes | list[bytes],
+        *,
+        receiver: Receiver,
+        head_only: bool,
+        idle_timeout_s: float | None,
     ) -> None:
         self._upstream = upstream
-        self.message = message
+        self.message: bytes | list[bytes] = message
         """The whole request, kept for the one retry until the first response byte."""
         self.receiver: Receiver = receiver
         self.head_only = head_only
