@@ -59,6 +59,26 @@ async def test_b28_a_413_is_seen_although_the_client_goes_on_sending(recorded, g
     assert worker.requests() and running.events(RequestArrived) == []
 
 
+async def test_b17_a_million_chunks_of_one_byte_end_early_and_stop_nobody(recorded, gateway):
+    worker = await recorded()
+    running = await gateway(worker.port)
+    client = await Rude.dial(running.port)
+    await client.send(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    answer = begin(client.rest())
+    chunks = b"1\r\nx\r\n" * 10_000
+    sent = 0
+    try:
+        while sent < 100 and not answer.done():
+            await client.send(chunks)
+            sent += 1
+            assert (await running.ask("GET", "/api/version")).status == 200
+    except ConnectionError:
+        pass
+    assert [one.status for one in split_answers(await answer)] == [400]
+    client.fin()
+    assert running.events(RequestArrived) == []
+
+
 async def test_bodies_of_all_clients_together_are_bounded_and_the_largest_makes_room(recorded, gateway):
     worker = await recorded()
     running = await gateway(worker.port, limits={"body": "1MiB", "bodies": "2MiB"})
