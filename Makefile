@@ -9,7 +9,7 @@ TESTS ?=
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra embedded --group build \
 	--generate-hashes --no-emit-index-url --exclude-newer "7 days" --custom-compile-command "make lock"
 
-.PHONY: help up test fast check format simulate mutants bench-core bench-proxy lock docs clean
+.PHONY: help up test fast check format simulate mutants rude bench-core bench-proxy lock docs clean
 
 help:
 	@echo "make up          start bellmare with what this machine has (ARGS=... are passed on)"
@@ -19,6 +19,7 @@ help:
 	@echo "make format      bring the code into format"
 	@echo "make simulate    320,000 requests of random fleets past the oracle (ARGS=\"--seeds N\"; see docs/simulation-testing.md)"
 	@echo "make mutants     plant bugs in the core; each must be caught"
+	@echo "make rude        slow, idle and leaving clients in the numbers that docs/http.md promises, some minutes"
 	@echo "make bench-core  measure the decision core"
 	@echo "make bench-proxy measure the data plane beside nginx, HAProxy and Caddy, six minutes (ARGS=--quick for one)"
 	@echo "make docs        write the generated documents again"
@@ -59,6 +60,10 @@ simulate: .venv/.dev
 
 mutants: .venv/.dev
 	$(BIN)/python -m pytest -n $(JOBS) $(ARGS) tests/property/test_core_mutants.py
+
+# One process, since it measures; needs 20,000 file descriptors.
+rude: .venv/.dev
+	BELLMARE_RUDE=full $(BIN)/python -m pytest -s $(ARGS) tests/faults/test_rude_crowds.py
 
 bench-core: .venv/.dev
 	@$(BIN)/python -m bellmare.bench.core $(ARGS)

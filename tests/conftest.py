@@ -10,6 +10,8 @@ from typing import Any
 
 import pytest
 
+LOOP_RESERVE = 1
+"""libuv opens one descriptor with the first listener, to have one to close when they run out."""
 _BACK_TIMEOUT_S = 5.0
 """A closed transport is gone in the next turns of the loop; a child's exit is noticed within milliseconds."""
 
@@ -25,21 +27,27 @@ def open_sockets() -> int:
     return found
 
 
+def open_descriptors() -> int:
+    """Everything that this process has open: sockets, pipes, files."""
+    return len(os.listdir("/dev/fd"))
+
+
 @pytest.fixture
 async def leak_gate() -> AsyncIterator[list[dict[str, Any]]]:
-    """After the test the loop has the tasks and the process the sockets that they had before, and no error was silent.
+    """After the test the loop has the tasks and the process the descriptors of before, and no error was silent.
 
     Yields what reached the loop's exception handler; a test that expects something clears it.
     """
     errors: list[dict[str, Any]] = []
     asyncio.get_running_loop().set_exception_handler(lambda _loop, context: errors.append(context))
-    sockets, tasks = open_sockets(), len(asyncio.all_tasks())
+    sockets, tasks, descriptors = open_sockets(), len(asyncio.all_tasks()), open_descriptors() + LOOP_RESERVE
     yield errors
     end = asyncio.get_running_loop().time() + _BACK_TIMEOUT_S
     while asyncio.get_running_loop().time() < end:
-        if open_sockets() <= sockets and len(asyncio.all_tasks()) == tasks:
+        if open_descriptors() <= descriptors and open_sockets() <= sockets and len(asyncio.all_tasks()) == tasks:
             break
         await asyncio.sleep(0.01)
     assert len(asyncio.all_tasks()) == tasks, sorted(task.get_name() for task in asyncio.all_tasks())
     assert open_sockets() <= sockets  # fewer is no leak: an earlier test's may have closed meanwhile
+    assert open_descriptors() <= descriptors
     assert errors == []

@@ -103,6 +103,7 @@ async def gateway(hostile: Start, recorded: Start, proxy: Start) -> AsyncIterato
     yield start
     for one in gateways:
         if not one.closed:
+            await one.back_to_baseline()
             await one.close()
 
 

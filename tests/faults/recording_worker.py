@@ -23,6 +23,10 @@ class RecordingWorker:
         self.port = 0
         self.streams: list[bytearray] = []
         """What each connection brought."""
+        self.hold: asyncio.Event | None = None
+        """Where set, what a worker says from its last line on waits for it."""
+        self.held = 0
+        """Answers that wait so."""
         self._server: asyncio.Server | None = None
         self._tasks: dict[asyncio.Task[None], asyncio.StreamWriter] = {}
 
@@ -49,15 +53,27 @@ class RecordingWorker:
             inner, outer = await asyncio.open_connection("127.0.0.1", self.sim.port)
             try:
                 async with asyncio.TaskGroup() as both:
-                    both.create_task(_relay(reader, outer, stream))
-                    both.create_task(_relay(inner, writer, None))
-            except* (ConnectionError, _Ended):
+                    both.create_task(_keep(reader, outer, stream))
+                    both.create_task(self._answer(inner, writer))
+            except* (ConnectionError, RuntimeError, _Ended):  # RuntimeError: uvloop, of a closed transport
                 pass
             finally:
                 outer.transport.abort()
         finally:
             writer.transport.abort()
             del self._tasks[task]
+
+    async def _answer(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter) -> None:
+        while data := await source.read(READ_BYTES):
+            if self.hold is not None and (last := data.find(b'"done":true')) >= 0:
+                start = max(data.rfind(b"\r\n", 0, data.rfind(b"\r\n", 0, last)), 0)  # before the size of its chunk
+                sink.write(data[:start])
+                self.held += 1
+                await self.hold.wait()
+                data = data[start:]
+            sink.write(data)
+            await sink.drain()
+        raise _Ended
 
     def requests(self) -> list[tuple[bytes, bytes]]:
         """Head and body of everything it was asked, by the strict grammar of our own heads. Fails on anything else."""
@@ -80,10 +96,9 @@ class _Ended(Exception):
     """One side has closed: so will the other."""
 
 
-async def _relay(source: asyncio.StreamReader, sink: asyncio.StreamWriter, kept: bytearray | None) -> None:
+async def _keep(source: asyncio.StreamReader, sink: asyncio.StreamWriter, kept: bytearray) -> None:
     while data := await source.read(READ_BYTES):
-        if kept is not None:
-            kept += data
+        kept += data
         sink.write(data)
         await sink.drain()
     raise _Ended

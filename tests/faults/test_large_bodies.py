@@ -12,7 +12,9 @@ from raw_client import Rude, split_answers
 from rig import Gateway, begin, until
 
 from bellmare.core.events import RequestArrived
+from bellmare.gateway import errands
 from bellmare.gateway.parsing import INLINE_BYTES_MAX
+from bellmare.protocols.jsonbody import ESCAPES_MAX
 
 pytestmark = pytest.mark.slow
 
@@ -55,6 +57,26 @@ async def test_b28_a_413_is_seen_although_the_client_goes_on_sending(recorded, g
     assert sent > MIB, "what it sent was taken and thrown away"
     client.fin()
     assert worker.requests() and running.events(RequestArrived) == []
+
+
+async def test_b17_a_million_chunks_of_one_byte_end_early_and_stop_nobody(recorded, gateway):
+    worker = await recorded()
+    running = await gateway(worker.port)
+    client = await Rude.dial(running.port)
+    await client.send(b"POST /api/chat HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n")
+    answer = begin(client.rest())
+    chunks = b"1\r\nx\r\n" * 10_000
+    sent = 0
+    try:
+        while sent < 100 and not answer.done():
+            await client.send(chunks)
+            sent += 1
+            assert (await running.ask("GET", "/api/version")).status == 200
+    except ConnectionError:
+        pass
+    assert [one.status for one in split_answers(await answer)] == [400]
+    client.fin()
+    assert running.events(RequestArrived) == []
 
 
 async def test_bodies_of_all_clients_together_are_bounded_and_the_largest_makes_room(recorded, gateway):
@@ -116,6 +138,29 @@ async def test_a_large_request_is_served_like_a_small_one(recorded, gateway):
     reply = await running.post("/api/chat", b" " * INLINE_BYTES_MAX + b"{}", x_bellmare_priority="urgent")
     assert reply.status == 400
     assert running.service.gateway.large_bodies.waiting == 0
+
+
+@pytest.mark.parametrize("parse", [errands.chat, errands.chat_completions])
+def test_a_body_encoded_ahead_is_what_would_be_encoded_at_dispatch(parse):
+    message = {"role": "user", "content": '"num_ctx":1,\\"num_ctx\\":2 \u00e4'}
+    errand = parse(json.dumps({"model": "a:1", "messages": [message], "options": {"num_ctx": 5}}).encode())
+    prepared = errands.prepare(errand)
+    for num_ctx in (1, 4096, 1_000_000):
+        assert b"".join(prepared.body(num_ctx)) == errand.body(num_ctx)
+        assert json.loads(errand.body(num_ctx))["options"]["num_ctx"] == num_ctx
+
+
+async def test_texts_that_no_model_reads_are_refused(recorded, gateway):
+    worker = await recorded()
+    running = await gateway(worker.port)
+    before = len(worker.requests())
+    for data in (
+        json.dumps({"model": "a:1", "prompt": "x" * (16 * MIB + 1)}).encode(),
+        json.dumps({"model": "a:1", "prompt": "x", "system": "x" * (16 * MIB + 1)}).encode(),
+        json.dumps({"model": "a:1", "prompt": "\n" * (ESCAPES_MAX + 1) + "x" * MIB}).encode(),
+    ):
+        assert (await running.post("/api/generate", data)).status == 413
+    assert len([1 for _, body in worker.requests()[before:] if len(body) > MIB]) == 0
 
 
 async def test_b06_who_leaves_while_his_body_is_parsed_leaves_nothing(recorded, gateway):

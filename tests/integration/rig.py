@@ -260,6 +260,20 @@ class Gateway:
         """Wait until nothing is under way: no request, no operation, no call but observations."""
         await until(lambda: not self.driver.requests and not self.state.operations, "quiet")
 
+    async def back_to_baseline(self) -> None:
+        """Wait until nothing of any request is left anywhere: connection, body, conversation, slot, upstream call."""
+        gateway, server = self.service.gateway, self.service._server
+        assert server is not None
+        await until(lambda: not server.connections, "no client's connection")
+        await until(lambda: not gateway._open and not gateway.large_bodies.waiting, "no conversation")
+        assert server.held_bytes == 0
+        await self.settled()
+        runners = [runner for worker in self.state.workers.values() for runner in worker.runners.values()]
+        assert self.state.waiting == 0
+        assert all(not runner.in_flight for runner in runners)
+        await until(lambda: not self.in_flight(), "no call")
+        assert self.driver.engine.check() == []
+
     async def close(self) -> None:
         """Close, and demand that nothing is left of anything that was asked."""
         self.closed = True
@@ -324,8 +338,9 @@ async def start_sim(port: int = 0, **config: Any) -> Sim:
 class Process:
     """One simulated worker that can be killed."""
 
-    def __init__(self, port: int = 0, *, time_scale: float) -> None:
-        self.child = subprocess.Popen([sys.executable, RUNNER, str(port), str(time_scale)], stdout=subprocess.PIPE)
+    def __init__(self, port: int = 0, *, time_scale: float, parallel: int = 0) -> None:
+        said = [str(port), str(time_scale), str(parallel)]
+        self.child = subprocess.Popen([sys.executable, RUNNER, *said], stdout=subprocess.PIPE)
         assert self.child.stdout is not None
         self.port = int(self.child.stdout.readline())
 

@@ -31,7 +31,6 @@ from bellmare.http.exchange import Exchange
 from bellmare.http.messages import HeaderLines, header_lines
 from bellmare.protocols.errors import BadAnswer, render_error, upstream_error_text
 from bellmare.protocols.ndjson import LineTooLong
-from bellmare.protocols.ollama import encode_for_worker
 from bellmare.runtime.driver import Driver
 from bellmare.workers.ollama import FAULTS
 
@@ -134,7 +133,7 @@ class Conversation(msgspec.Struct, eq=False):
         self._call = upstream.send(
             "POST",
             self.errand.upstream_path,
-            body=encode_for_worker(self.errand.native, model=self.errand.spelling, num_ctx=decision.num_ctx),
+            body=self.errand.body(decision.num_ctx),
             receiver=self,
             first_byte_timeout_s=timeouts.first_token_s if streams else timeouts.answer_s,
             idle_timeout_s=timeouts.token_s,

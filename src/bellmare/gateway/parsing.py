@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from bellmare.gateway.errands import Errand
+from bellmare.gateway.errands import Errand, prepare
 from bellmare.http.exchange import Exchange
 
 INLINE_BYTES_MAX = 256 << 10
@@ -96,4 +96,6 @@ class LargeBodies:
 def _join_and_parse(parse: Parse, parts: list[bytes]) -> Errand:
     body = b"".join(parts)
     parts.clear()
-    return parse(body)
+    errand = parse(body)
+    del body
+    return prepare(errand)

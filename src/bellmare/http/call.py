@@ -88,7 +88,7 @@ class Call(msgspec.Struct, eq=False):
     """A request under way. Made by ``Upstream.send``."""
 
     _upstream: Upstream
-    message: bytes
+    message: bytes | list[bytes]
     """The whole request, kept for the one retry until the first response byte."""
     receiver: Receiver
     head_only: bool

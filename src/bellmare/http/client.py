@@ -102,7 +102,7 @@ class Upstream:
         method: str,
         path: str,
         *,
-        body: bytes = b"",
+        body: bytes | list[bytes] = b"",
         headers: Headers = (),
         receiver: Receiver,
         first_byte_timeout_s: float | None,
@@ -110,11 +110,12 @@ class Upstream:
     ) -> Call:
         """Send a request; the answer goes to ``receiver``, never before this returns.
 
-        ``first_byte_timeout_s`` runs from now to the end of the response head, ``idle_timeout_s`` from read to read
-        after it; None is no limit.
+        A ``body`` in parts is never joined. ``first_byte_timeout_s`` runs from now to the end of the response head,
+        ``idle_timeout_s`` from read to read after it; None is no limit.
         """
         head = self._rendered.get((method, path)) if body and not headers else None
-        if head is not None:
+        message: bytes | list[bytes]
+        if head is not None and isinstance(body, bytes):
             message = b"%b%d\r\n\r\n%b" % (head, len(body), body)
         else:
             message = self._render(method, path, body=body, headers=headers)
@@ -206,20 +207,22 @@ class Upstream:
 
     # Own
 
-    def _render(self, method: str, path: str, *, body: bytes, headers: Headers) -> bytes:
+    def _render(self, method: str, path: str, *, body: bytes | list[bytes], headers: Headers) -> bytes | list[bytes]:
         target = self._base_path + path
         assert _METHOD.fullmatch(method) and _TARGET.fullmatch(target), "request line from outside"
         lines = b"".join([b"%b: %b\r\n" % (name, value) for name, value in headers])
         assert lines.count(b"\n") == lines.count(b"\r") == len(headers), "line break in a request header"
         framing = b""
         if body:
-            framing = b"content-type: application/json\r\ncontent-length: %d\r\n" % len(body)
+            size = len(body) if isinstance(body, bytes) else sum(map(len, body))
+            framing = b"content-type: application/json\r\ncontent-length: %d\r\n" % size
             if not headers and len(self._rendered) < _RENDERED_MAX:
-                head = b"%b %b%bcontent-type: application/json\r\ncontent-length: "
-                self._rendered[method, path] = head % (method.encode(), target.encode(), self._head_tail)
+                start = b"%b %b%bcontent-type: application/json\r\ncontent-length: "
+                self._rendered[method, path] = start % (method.encode(), target.encode(), self._head_tail)
         elif method in ("POST", "PUT", "PATCH"):
             framing = b"content-length: 0\r\n"
-        return b"%b %b%b%b%b\r\n%b" % (method.encode(), target.encode(), self._head_tail, lines, framing, body)
+        head = b"%b %b%b%b%b\r\n" % (method.encode(), target.encode(), self._head_tail, lines, framing)
+        return head + body if isinstance(body, bytes) else [head, *body]
 
     def _dial(self, call: Call) -> None:
         if self._closed:

@@ -117,8 +117,7 @@ class Connection(asyncio.Protocol):
     def connection_lost(self, exc: Exception | None) -> None:
         self.phase = _CLOSING
         self.server.forget(self)
-        if self.held_bytes:
-            self.server.let_go(self)
+        self._let_go()
         self._lose_exchange()
 
     def eof_received(self) -> None:
@@ -179,8 +178,7 @@ class Connection(asyncio.Protocol):
     def exchange_ended(self) -> None:
         """The answer is written: wait for the next request, or close."""
         self._exchange = None
-        if self.held_bytes:
-            self.server.let_go(self)
+        self._let_go()
         if not self.stays_open():
             self._close()
             return
@@ -191,6 +189,7 @@ class Connection(asyncio.Protocol):
     def cut(self) -> None:
         """Close at once, dropping unsent bytes."""
         self.phase = _CLOSING
+        self._let_go()
         self._transport.abort()
         self._lose_exchange()
 
@@ -442,8 +441,7 @@ class Connection(asyncio.Protocol):
         self.deadline = self.server.now() + self.server.limits.linger_timeout_s
         self._buffer = b""
         self._body = []
-        if self.held_bytes:
-            self.server.let_go(self)
+        self._let_go()
         if self._transport.is_closing():
             return
         if self._reading_paused:
@@ -456,10 +454,16 @@ class Connection(asyncio.Protocol):
     def _close(self) -> None:
         """Close once what is written has been taken; the sweep cuts it if that stalls."""
         self.phase = _CLOSING
+        self._let_go()
         self.server.note_busy(self)
         self._buffer = b""
         self._watch_writes()
         self._transport.close()
+
+    def _let_go(self) -> None:
+        """Its body counts no longer."""
+        if self.held_bytes:
+            self.server.let_go(self)
 
     def _watch_writes(self) -> None:
         self._stall_mark = self._bytes_out - self._transport.get_write_buffer_size()

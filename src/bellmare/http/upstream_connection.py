@@ -107,7 +107,11 @@ class UpstreamConnection(asyncio.Protocol):
         self._interim = 0
         self._chunks = None
         self._received = self._complete = self._keep = self._until_eof = self.head_received = False
-        self._transport.write(call.message)
+        message = call.message
+        if isinstance(message, bytes):
+            self._transport.write(message)
+        else:
+            self._transport.writelines(message)
         if call.paused:
             self.pause()
 

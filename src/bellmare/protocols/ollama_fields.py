@@ -8,6 +8,7 @@ from typing import Any
 import msgspec
 
 from bellmare.protocols.errors import InvalidRequest
+from bellmare.protocols.images import IMAGES_MAX, PIXELS_MAX, pixels
 
 RELOAD_OPTIONS = frozenset(
     {"num_ctx", "num_batch", "num_gpu", "main_gpu", "use_mmap", "num_thread", "draft_num_predict"}
@@ -176,13 +177,22 @@ def checked_options(options: dict[str, Any] | None) -> dict[str, Any] | None:
     return {key: _checked_option(key, value) for key, value in options.items() if value is not None}
 
 
+def check_image_count(count: int) -> None:
+    """Of one request."""
+    if count > IMAGES_MAX:
+        raise InvalidRequest(f"more than {IMAGES_MAX} images", status=413)
+
+
 def check_images(images: list[str] | None) -> None:
     """Standard base64 with padding, as Go decodes it; line breaks are allowed. 30 MB take 20 ms (measured)."""
+    check_image_count(len(images or ()))
     for image in images or ():
         if image.isascii():
             # In pieces: one call into C keeps every other thread waiting.
             pieces = (image[start : start + _PIECE] for start in range(0, len(image), _PIECE))
             others = b"".join(piece.encode().translate(None, _BASE64) for piece in pieces)
             if (len(image) - len(others)) % 4 == 0 and not others.strip(b"\r\n"):
+                if pixels(image) > PIXELS_MAX:
+                    raise InvalidRequest(f"an image has more than {PIXELS_MAX // 1_000_000} megapixels", status=413)
                 continue
         raise InvalidRequest("illegal base64 data in images")

@@ -11,6 +11,7 @@ from bellmare.protocols.errors import InvalidRequest
 from bellmare.protocols.jsonbody import Gate, check_depth
 from bellmare.protocols.ollama_fields import (
     are_plain,
+    check_image_count,
     check_images,
     check_think,
     check_top_logprobs,
@@ -175,8 +176,11 @@ def parse_generate(body: bytes) -> GenerateRequest:
 
 
 def check_messages(messages: list[Message] | None) -> None:
+    images = 0
     for message in messages or ():
         if message.images:
+            images += len(message.images)
+            check_image_count(images)
             check_images(message.images)
         if message.tool_calls:
             for call in message.tool_calls:

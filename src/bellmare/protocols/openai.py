@@ -8,7 +8,7 @@ import msgspec
 from bellmare.protocols.errors import InvalidRequest
 from bellmare.protocols.jsonbody import Gate, check_depth
 from bellmare.protocols.names import DEFAULT_NAMESPACE
-from bellmare.protocols.ollama_fields import check_images, check_top_logprobs
+from bellmare.protocols.ollama_fields import check_image_count, check_images, check_top_logprobs
 from bellmare.protocols.ollama_requests import (
     ChatRequest,
     Message,
@@ -281,6 +281,7 @@ def to_native(chat: OpenAIChat) -> ChatRequest:
     }
     messages = [_native_message(message, tool_names) for message in chat.messages]
     check_messages([message for message in messages if message.tool_calls])
+    check_image_count(sum(len(message.images or ()) for message in messages))
     effort = _effort(chat)
     return ChatRequest(
         model=chat.model,

@@ -199,6 +199,10 @@ def test_a_missing_file_and_a_directory_are_told(tmp_path: Path) -> None:
         ("admin: '[::]:1'", "1:8: admin: [::]:1 can be reached from other machines"),
         ("admin: 11435", "1:8: admin: 127.0.0.1:11435 is where `listen` already is"),
         ("queue: {total: 5}", "1:16: queue.total: 5 is less than `queue.per_model` (512)"),
+        (
+            "limits: {body: 1GiB}",
+            "limits.bodies: 512MiB is less than `limits.body` (1GiB): the largest could never be read",
+        ),
         ("queue: {timeout: 5s}", "1:18: queue.timeout: 5s is less than `queue.wait` (120s)"),
         ("workers: [{name: a}]", "1:11: workers.0: a worker needs exactly one of url, embedded and sim; it has none"),
         ("workers: [{sim: {}, embedded: {}}]", "exactly one of url, embedded and sim; it has embedded and sim"),
