@@ -83,12 +83,12 @@ MUTANTS: tuple[Mutant, ...] = (
     # ---- queueing
     _mutant(
         "Retry-After is a tenth of the wait",
-        ("queueing", "span = max(RETRY_AFTER_MIN_US, wait_us)", "span = max(RETRY_AFTER_MIN_US, wait_us // 10)"),
+        ("queueing", "span, most_us = max(RETRY_AFTER_MIN_US, wait_us),", "span, most_us = max(RETRY_AFTER_MIN_US, wait_us // 10),"),
         "Retry-After is honest",
     ),
     _mutant(
         "Retry-After has no upper bound",
-        ("queueing", "return SpanUs(min(span, fleet.config.retry_after_max_us))", "return SpanUs(span)"),
+        ("queueing", "    if span * (100 + JITTER_PERCENT) > most_us * 100:", "    if False:"),
         "Retry-After within bounds",
     ),
     _mutant(
