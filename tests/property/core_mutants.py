@@ -45,6 +45,8 @@ FIRST_SEEDS = {
     "a larger context sends away what is resident": 16,
     "on standby loaders go on": 24,
     "back from standby nobody looks at the loaders": 184,
+    "ejections do not grow longer": 20,
+    "a loss of many streams counts as many failures": 135,
 }
 
 
@@ -88,12 +90,12 @@ MUTANTS: tuple[Mutant, ...] = (
     # ---- queueing
     _mutant(
         "Retry-After is a tenth of the wait",
-        ("queueing", "span = max(RETRY_AFTER_MIN_US, wait_us)", "span = max(RETRY_AFTER_MIN_US, wait_us // 10)"),
+        ("queueing", "span, most_us = max(RETRY_AFTER_MIN_US, wait_us),", "span, most_us = max(RETRY_AFTER_MIN_US, wait_us // 10),"),
         "Retry-After is honest",
     ),
     _mutant(
         "Retry-After has no upper bound",
-        ("queueing", "return SpanUs(min(span, fleet.config.retry_after_max_us))", "return SpanUs(span)"),
+        ("queueing", "    if span * (100 + JITTER_PERCENT) > most_us * 100:", "    if False:"),
         "Retry-After within bounds",
     ),
     _mutant(
@@ -141,8 +143,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "one attempt too many",
-        ("engine", "if request.attempts >= self.config.attempts_max or", "if request.attempts > self.config.attempts_max or"),
-        "attempts are bounded",
+        ("attempts", "if request.attempts >= fleet.config.attempts_max or", "if request.attempts > fleet.config.attempts_max or"),
+        "attempts are bounded", "retries_spent only when their budget is",
     ),
     _mutant(
         "exclusions are never forgiven",
@@ -202,7 +204,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "Ollama's own share is not heeded",
         ("victims", "return others == 0 or claim.predicted_bytes * 100 <= (free + worker.headroom_bytes) * worker.fit_percent", "return True"),
-        "Ollama's own share",
+        "Ollama's own share", "victims make room",
     ),
     _mutant(
         "one runner more than Ollama allows",
@@ -355,6 +357,95 @@ MUTANTS: tuple[Mutant, ...] = (
         "the grace of a lost worker never ends",
         ("health", "        model.stranded_us = fleet.now_us\n        fleet.set_timer(fleet.now_us + fleet.config.worker_lost_grace_us, Timer.stranded, model.model)\n", "        model.stranded_us = fleet.now_us\n"),
         "who has lost his worker is told so",
+    ),
+    # ---- breaker, attempts, poison
+    _mutant(
+        "failures in a row eject nobody",
+        ("breaker", "mind.row >= config.breaker_failures or ", ""),
+        "the books of routing agree",
+    ),
+    _mutant(
+        "a share of failures ejects nobody",
+        ("breaker", "if often or mind.row", "if mind.row"),
+        "the books of routing agree", "nobody waits beside a free slot", "no more at once than a worker has proved",
+    ),
+    _mutant(
+        "all may be ejected",
+        ("breaker", "if (ejected + 1) * 2 > len(workers):", "if False:"),
+        "the books of routing agree", "never more than half of the workers are ejected", "no_healthy_worker only if so",
+        "health is as it was told",
+    ),
+    _mutant(
+        "an observation ends an ejection",
+        ("health", "if worker.healthy or mind.until_us > fleet.now_us:", "if worker.healthy:"),
+        "the books of routing agree", "health is as it was told", "never to a lost worker",
+    ),
+    _mutant(
+        "ejections do not grow longer",
+        ("breaker", "config.ejection_us << min(mind.ejections - 1, 20)", "config.ejection_us"),
+        "the books of routing agree", "health is as it was told",
+    ),
+    _mutant(
+        "who comes back is trusted at once",
+        ("health", "        worker.cap = 1  # on trial\n", ""),
+        "no more at once than a worker has proved", "the books of routing agree", "health is as it was told",
+    ),
+    _mutant(
+        "a slow start begins with four",
+        ("breaker", "_grow(fleet, worker, 2 * TRIAL)", "_grow(fleet, worker, 4 * TRIAL)"),
+        "no more at once than a worker has proved",
+    ),
+    _mutant(
+        "a trial that was passed is not noticed",
+        ("breaker", "    if worker.breaker.grow_us < 0:\n        _grow(fleet, worker, 2 * TRIAL)\n", "    return\n"),
+        "nobody waits beside a free slot",
+    ),
+    _mutant(
+        "the cap of a worker is looked at per runner",
+        ("fleet", "                self._refresh_others(worker, runner)\n", "                pass\n"),
+        "no more at once than a worker has proved", "nobody waits beside a free slot", "the engine's own check",
+    ),
+    _mutant(
+        "a loss of many streams counts as many failures",
+        ("breaker", " and request.dispatched_us >= worker.breaker.back_us", ""),
+        "the books of routing agree", "retries keep to their budget", "retries_spent only when their budget is",
+        "no more at once than a worker has proved", "health is as it was told",
+    ),
+    _mutant(
+        "retries have no budget",
+        ("attempts", "if not exempt and retries.again >=", "if False and retries.again >="),
+        "retries keep to their budget",
+    ),
+    _mutant(
+        "the budget is not renewed",
+        ("attempts", "if retries.since_us < 0 or passed_us >= config.retry_window_us:", "if retries.since_us < 0:"),
+        "retries_spent only when their budget is", "retries keep to their budget",
+    ),
+    _mutant(
+        "what was lost with its worker has no exemption",
+        ("attempts", "return event.fault in LOST_AT_ONCE and recent and request.dispatched_us <= lost_us", "return False"),
+        "retries_spent only when their budget is",
+    ),
+    _mutant(
+        "poison is tried on a third worker",
+        ("attempts", "            return Refusal.poison_suspected, 0\n", "            pass\n"),
+        "no third worker for poison", "poison does not wait", "worker_failed only when the attempts are spent",
+        "the engine's own check", "retries_spent only when their budget is",
+    ),
+    _mutant(
+        "poison is let in again",
+        ("admission", "if event.fingerprint and poison.quarantined(fleet, event.fingerprint):", "if False:"),
+        "no third worker for poison", "poison does not wait", "the engine's own check",
+    ),
+    _mutant(
+        "one worker is enough for poison",
+        ("poison", "if fingerprint not in state.poison and (first is None or first[0] == worker):", "if fingerprint not in state.poison and first is None:"),
+        "poison only after two workers",
+    ),
+    _mutant(
+        "poison is never forgiven",
+        ("poison", "    while poison and next(iter(poison.values())) <= now_us:\n        del poison[next(iter(poison))]\n", ""),
+        "poison only after two workers",
     ),
     # ---- fleet
     _mutant(

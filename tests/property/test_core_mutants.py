@@ -30,7 +30,19 @@ def test_there_are_enough_planted_bugs_in_every_part_of_the_core() -> None:
     assert len(core_mutants.MUTANTS) >= MUTANTS_MIN
     assert len(core_mutants.BY_NAME) == len(core_mutants.MUTANTS)
     modules = {mutant.module for mutant in core_mutants.MUTANTS}
-    assert {"admission", "queueing", "placement", "scheduler", "operations", "reconcile", "health", "fleet"} <= modules
+    assert {
+        "admission",
+        "queueing",
+        "placement",
+        "scheduler",
+        "operations",
+        "reconcile",
+        "health",
+        "fleet",
+        "breaker",
+        "attempts",
+        "poison",
+    } <= modules
 
 
 @pytest.mark.slow

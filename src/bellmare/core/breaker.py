@@ -2,8 +2,9 @@
 
 Three failures of transport in a row, or half of ten outcomes within ten seconds, eject a worker for a span that doubles
 each time. It returns by an observation, on trial: one request at a time until one succeeds, then twice as many step by
-step. Never is more than half of the fleet ejected so; who would be one too many is only put on trial. A client that
-leaves, an error of the request itself and a busy worker count for nothing.
+step. Never is more than half of the fleet ejected so: who would be one too many rests for a second and is on trial
+then, so that a worker that fails quickly does not swallow what a good one could serve. A client that leaves, an error
+of the request itself and a busy worker count for nothing.
 
 A success costs one addition; everything else is looked at when something fails.
 """
@@ -15,7 +16,7 @@ from bellmare.core.events import FaultKind
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.health import LOST_AT_ONCE, take_out
 from bellmare.core.state import Request, Worker
-from bellmare.core.units import InstantUs, WorkerId
+from bellmare.core.units import SECOND_US, InstantUs, WorkerId
 
 TRANSPORT = frozenset(
     {FaultKind.refused, FaultKind.reset, FaultKind.unreachable, FaultKind.timeout, FaultKind.bad_answer}
@@ -27,6 +28,9 @@ hardly anything else is ejected for them."""
 JITTER_PERCENT = 20
 TRIAL = 1
 """Requests at once on a worker that has to prove itself."""
+RESTING = -1
+PANIC_REST_US = SECOND_US
+"""Between two trials of a worker that is not ejected only because too many are."""
 SLOW_START_CAP = 16
 """Once so many requests at once went well, the slots are the only limit again."""
 SLOW_START_STEPS = 4
@@ -66,7 +70,8 @@ def _open(fleet: Fleet, worker: Worker) -> None:
     ejected = sum(1 for other in workers if other.breaker.until_us > now_us)
     if (ejected + 1) * 2 > len(workers):
         fleet.count("breaker_panic")
-        _set_cap(fleet, worker, TRIAL, grow_us=-1)
+        fleet.set_timer(now_us + PANIC_REST_US, Timer.breaker, worker.worker)
+        _set_cap(fleet, worker, RESTING, grow_us=now_us + PANIC_REST_US)
         return
     if now_us - mind.back_us > config.ejection_max_us:
         mind.ejections = 0  # it was good for long: an old sin is forgotten
@@ -88,7 +93,10 @@ def due(fleet: Fleet, worker_id: WorkerId) -> None:
     if 0 <= mind.until_us <= fleet.now_us:
         fleet.decide(Observe(worker=worker_id))
     elif 0 <= mind.grow_us <= fleet.now_us:
-        _grow(fleet, worker, 0 if worker.cap >= SLOW_START_CAP else 2 * worker.cap)
+        if worker.cap == RESTING:
+            _set_cap(fleet, worker, TRIAL, grow_us=-1)
+        else:
+            _grow(fleet, worker, 0 if worker.cap >= SLOW_START_CAP else 2 * worker.cap)
 
 
 def proved(fleet: Fleet, worker: Worker) -> None:

@@ -174,5 +174,7 @@ def reject_waiting(fleet: Fleet, model: Model, refusal: Refusal, *, detail: str 
 def _honest(fleet: Fleet, request: str, wait_us: int) -> SpanUs:
     """Retry-After: the predicted wait, spread by a fifth so that refused clients do not return together."""
     spread = crc32(request.encode()) % (2 * JITTER_PERCENT + 1) - JITTER_PERCENT
-    span = max(RETRY_AFTER_MIN_US, wait_us) * (100 + spread) // 100
-    return SpanUs(min(span, fleet.config.retry_after_max_us))
+    span, most_us = max(RETRY_AFTER_MIN_US, wait_us), fleet.config.retry_after_max_us
+    if span * (100 + JITTER_PERCENT) > most_us * 100:
+        return SpanUs(most_us * (100 + spread) // (100 + JITTER_PERCENT))  # at the bound they differ as well
+    return SpanUs(span * (100 + spread) // 100)

@@ -121,7 +121,7 @@ class Breaker(msgspec.Struct):
     lost_us: InstantUs = InstantUs(-1)
     """A loss whose requests are tried elsewhere beside the budget; -1: none."""
     grow_us: InstantUs = InstantUs(-1)
-    """When its cap is raised next; -1: it is on trial, or has no cap."""
+    """When its rest is over, or its cap is raised next; -1: it is on trial, or has no cap."""
 
 
 class Worker(msgspec.Struct):
@@ -171,13 +171,13 @@ class Worker(msgspec.Struct):
     unload_us: SpanUs = SpanUs(0)
     """Learned: from the unload call until the memory is back; zero before the first."""
     cap: int = 0
-    """Requests at once while it has to prove itself, over all its runners; zero: only its slots count."""
+    """Requests at once while it has to prove itself, over all its runners; zero: only its slots count; -1: it rests."""
     breaker: Breaker = msgspec.field(default_factory=Breaker)
 
     @property
     def at_cap(self) -> bool:
         """It has as many requests as it may while it has to prove itself."""
-        return 0 < self.cap <= sum(len(runner.in_flight) for runner in self.runners.values())
+        return self.cap != 0 and self.cap <= sum(len(runner.in_flight) for runner in self.runners.values())
 
     @property
     def unshown_bytes(self) -> int:

@@ -189,3 +189,22 @@ def test_a_drain_given_up_early_spends_no_patience_with_other_busy_ones() -> Non
     assert [one for one in early if isinstance(one, d.Undrain)]
     assert not [one for one in early if isinstance(one, d.Drain)]
     assert [one for one in script.passes(10) if isinstance(one, d.Drain)]
+
+
+def test_the_patience_of_an_operators_drain_is_not_that_of_who_came_later() -> None:
+    script = Script(drain_after_us=5 * S, drain_max_us=10 * S)
+    for worker, name in (("w1", "x"), ("w2", "y")):
+        script.worker(worker, stored(name, 12), stored("b", 14), parallel=1)
+        script.resident(name, worker)
+    script.passes(60)
+    for name in ("x", "y"):
+        script.asks(f"busy-{name}", name, within=1000)
+    script.loads("b", "w1")
+    assert script.one(d.Drain).model == "blob-x"
+    script.passes(9)
+    script.asks("late", "b", within=1000)
+    said = script.passes(3)
+    assert [one.model for one in said if isinstance(one, d.Undrain)] == ["blob-x"], "given up after ten seconds"
+    assert not [one for one in said if isinstance(one, d.Drain)], "it has waited for three"
+    said = script.passes(6)
+    assert [one.model for one in said if isinstance(one, d.Drain)] == ["blob-y"]

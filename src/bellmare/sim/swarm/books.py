@@ -114,14 +114,14 @@ class WorkerBook:
     loss: int = NEVER
     """A loss whose requests may go elsewhere beside the budget of retries."""
     cap: int = 0
-    """Requests at once while it has to prove itself; 0: no cap."""
+    """Requests at once while it has to prove itself; 0: no cap; -1: none for now."""
     grows: int = NEVER
     """When the cap is raised next."""
 
     @property
     def full(self) -> bool:
         """It has as many requests as its cap allows."""
-        return 0 < self.cap <= sum(len(runner.in_flight) for runner in self.runners.values())
+        return self.cap != 0 and self.cap <= sum(len(runner.in_flight) for runner in self.runners.values())
 
     @property
     def held(self) -> int:

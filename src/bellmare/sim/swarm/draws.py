@@ -165,7 +165,7 @@ def draw(rng: random.Random) -> Setting:
         high_share=rng.choice((0.0, 0.0, 0.2)),
         honouring=rng.choice((0.2, 0.8)),
         short_share=rng.choice((0.0, 0.1, 0.3)),
-        poison_share=rng.choice((0.0, 0.0, 0.3)),
+        poison_share=rng.choice((0.0, 0.3, 0.6)),
         broken=tuple(name for name in names if rng.random() < 0.25) if rng.random() < 0.3 else (),
         pace_us=rng.choice((200_000, SECOND, 2 * SECOND, 5 * SECOND)),
         weights=weights,

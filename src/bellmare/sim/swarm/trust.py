@@ -10,7 +10,7 @@ from zlib import crc32
 from bellmare.core import decisions as d
 from bellmare.core import events as e
 from bellmare.core.units import WorkerId
-from bellmare.sim.swarm.books import LOST, NEVER, RequestBook, WorkerBook
+from bellmare.sim.swarm.books import LOST, NEVER, SECOND, RequestBook, WorkerBook
 from bellmare.sim.swarm.ledger import Ledger
 
 OF_TRANSPORT = (*LOST, e.FaultKind.unreachable, e.FaultKind.timeout, e.FaultKind.bad_answer)
@@ -19,6 +19,8 @@ CRASHES_MAX = 2
 FASTEST = 16
 """The last cap of a slow start, which begins with two and takes four steps."""
 STEPS = 4
+PANIC_REST = SECOND
+"""Who would be one too many to be ejected gets nothing for so long, and is on trial then."""
 
 
 class Trusting(Ledger):
@@ -60,7 +62,7 @@ class Trusting(Ledger):
         worker.row, worker.judged_since = 0, NEVER
         if (self._ejected() + 1) * 2 > len(self.workers):
             self.meet("nobody more is ejected")
-            worker.cap, worker.grows = 1, NEVER
+            worker.cap, worker.grows = -1, self.now + PANIC_REST
             return
         if self.now - worker.back > self.config.ejection_max_us:
             worker.ejections = 0
@@ -90,7 +92,10 @@ class Trusting(Ledger):
         """Slow starts go on as time passes."""
         for worker in self.workers.values():
             if worker.cap and worker.grows != NEVER and worker.grows <= self.now and worker.ejected_until == NEVER:
-                self._allow(worker, 0 if worker.cap >= FASTEST else 2 * worker.cap)
+                if worker.cap < 0:
+                    worker.cap, worker.grows = 1, NEVER
+                else:
+                    self._allow(worker, 0 if worker.cap >= FASTEST else 2 * worker.cap)
 
     def _allow(self, worker: WorkerBook, cap: int) -> None:
         worker.cap = cap

@@ -129,7 +129,7 @@ class World(Machines):
         """Nothing came of it and nothing was sent: it may run elsewhere."""
         request = self.pick_request(pick, ("running",))
         poisoned = [one for one in self.contents if self.phase(one) == "running"]
-        if poisoned and pick % 2 and not any(dead in poisoned for dead, _ in self.dead_requests):
+        if poisoned and pick % 4 and not any(dead in poisoned for dead, _ in self.dead_requests):
             request = poisoned[pick % len(poisoned)]
         if request is None or self.oracle.requests[request].first_token:
             return
