@@ -9,7 +9,7 @@ TESTS ?=
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra embedded --group build \
 	--generate-hashes --no-emit-index-url --exclude-newer "7 days" --custom-compile-command "make lock"
 
-.PHONY: help up test fast check format simulate mutants bench-core lock docs clean
+.PHONY: help up test fast check format simulate mutants bench-core soak lock docs clean
 
 help:
 	@echo "make up          start bellmare with what this machine has (ARGS=... are passed on)"
@@ -20,6 +20,7 @@ help:
 	@echo "make simulate    320,000 requests of random fleets past the oracle (ARGS=\"--seeds N\"; see docs/simulation-testing.md)"
 	@echo "make mutants     plant bugs in the core; each must be caught"
 	@echo "make bench-core  measure the decision core"
+	@echo "make soak        half an hour of load and faults: does anything grow? (ARGS=\"--minutes N --output DIR\")"
 	@echo "make docs        write the generated documents again"
 	@echo "make lock        resolve the dependencies again (ARGS=--upgrade for newer ones)"
 	@echo "make clean       remove what the others made"
@@ -61,6 +62,9 @@ mutants: .venv/.dev
 
 bench-core: .venv/.dev
 	@$(BIN)/python -m bellmare.bench.core $(ARGS)
+
+soak: .venv/.dev
+	@$(BIN)/python -m bellmare.bench.soak $(ARGS)
 
 docs: .venv/.dev
 	$(BIN)/python -m bellmare.settings.schema docs

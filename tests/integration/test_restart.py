@@ -185,7 +185,7 @@ async def test_after_a_hand_over_only_the_new_process_writes_what_was_learned(si
     assert learned.stat().st_mtime_ns > written
 
 
-async def test_a_second_signal_cuts_what_an_old_process_still_answers(sim, served):
+async def test_the_second_signal_cuts_what_an_old_process_still_answers(sim, served):
     worker = await sim(time_scale=1.0)
     gateway = await served(worker)
     stream = await open_talk(
@@ -194,6 +194,8 @@ async def test_a_second_signal_cuts_what_an_old_process_still_answers(sim, serve
     assert await stream.head() == 200
     await gateway.restart()
     assert alive(gateway.process.pid)
+    os.kill(gateway.process.pid, signal.SIGTERM)
+    assert await stream.line()
     os.kill(gateway.process.pid, signal.SIGTERM)
     async with at_most(10):
         last = (await stream.rest()).splitlines()[-1]
