@@ -185,6 +185,12 @@ async def test_after_a_hand_over_only_the_new_process_writes_what_was_learned(si
     assert learned.stat().st_mtime_ns > written
 
 
+def _pending(pid: int, number: signal.Signals) -> bool:
+    status = Path(f"/proc/{pid}/status").read_text()
+    masks = [int(line.split()[1], 16) for line in status.splitlines() if line.startswith(("SigPnd", "ShdPnd"))]
+    return any(mask >> (number - 1) & 1 for mask in masks)
+
+
 async def test_the_second_signal_cuts_what_an_old_process_still_answers(sim, served):
     worker = await sim(time_scale=1.0)
     gateway = await served(worker)
@@ -195,6 +201,7 @@ async def test_the_second_signal_cuts_what_an_old_process_still_answers(sim, ser
     await gateway.restart()
     assert alive(gateway.process.pid)
     os.kill(gateway.process.pid, signal.SIGTERM)
+    await until(lambda: not _pending(gateway.process.pid, signal.SIGTERM), "its receipt: two at once are one")
     assert await stream.line()
     os.kill(gateway.process.pid, signal.SIGTERM)
     async with at_most(10):
