@@ -1,7 +1,14 @@
 """Settings are read again as a whole or not at all; no request fails and nothing is unloaded because of it."""
 
+import asyncio
+import fcntl
 import os
 import signal
+import subprocess
+import sys
+import termios
+import time
+from pathlib import Path
 
 import pytest
 from lifecycle_rig import GatewayProcess, Load, loads_and_unloads, warm
@@ -157,3 +164,70 @@ async def test_what_holds_after_a_restart_only_is_told_and_stays_as_it_is(sim, s
     assert (await reload(gateway))["restart"] == []
     assert (await gateway.admin("GET", "/api/v1/shadows")).json["shadows"] == []
     await gateway.stop()
+
+
+async def _command(gateway: GatewayProcess, *arguments: str) -> tuple[int, str]:
+    admin = f"http://127.0.0.1:{gateway.admin_port}"
+    child = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "bellmare", *arguments, "--admin-url", admin,
+        stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
+    )  # fmt: skip
+    out, _ = await asyncio.wait_for(child.communicate(), 60)
+    assert child.returncode is not None
+    return child.returncode, out.decode()
+
+
+async def test_the_commands_tell_what_became_of_it(sim, served):
+    gateway = await served(await sim())
+    gateway.write(queue={"per_model": 77}, headroom="2GiB")
+    assert await _command(gateway, "reload") == (
+        0,
+        "some keys hold after a restart only\nhold now: queue.per_model\nhold after the next restart: headroom\n",
+    )
+    gateway.write(queue={"per_model": 0})
+    status, said = await _command(gateway, "reload")
+    assert status == 1
+    assert "queue.per_model" in said
+    status, said = await _command(gateway, "restart")
+    assert (status, "could not start" in said) == (1, True)
+    gateway.write(queue={"per_model": 77})
+    status, said = await _command(gateway, "restart")
+    assert status == 0
+    gateway.pids.append(int(said.split()[1]))
+    assert said == f"process {gateway.pids[-1]} serves now\n"
+    await gateway.stop()
+
+
+def test_a_terminal_that_is_gone_stops_the_gateway_and_one_that_is_there_does_not(tmp_path: Path):
+    ours, theirs = os.openpty()
+
+    def take_terminal() -> None:
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+
+    log = tmp_path / "log"
+    (tmp_path / "bellmare.yaml").write_text("{listen: 127.0.0.1:0, admin: off, workers: [{sim: {}, name: own}]}")
+    with log.open("wb") as output:
+        child = subprocess.Popen(
+            [sys.executable, "-m", "bellmare", "serve", "--quiet"], stdin=theirs, stdout=output, stderr=output,
+            cwd=tmp_path, start_new_session=True, preexec_fn=take_terminal,
+            env={**os.environ, "XDG_STATE_HOME": str(tmp_path)},
+        )  # fmt: skip
+    os.close(theirs)
+
+    def wait_for(text: str) -> None:
+        deadline = time.monotonic() + 60
+        while text not in log.read_text():
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.02)
+
+    try:
+        wait_for("listening")
+        child.send_signal(signal.SIGHUP)
+        wait_for("settings reloaded")
+        os.close(ours)
+        assert child.wait(30) == 0
+        assert "stopping" in log.read_text()
+    finally:
+        if child.poll() is None:
+            child.kill()
+        child.wait()

@@ -14,7 +14,7 @@ from rig import at_most, begin, open_talk, replayed, until
 from bellmare.cli import handover
 
 pytestmark = pytest.mark.slow
-RESTARTS = 3
+RESTARTS = int(os.environ.get("BELLMARE_RESTARTS", "3"))
 
 
 @pytest.mark.timeout(240)
