@@ -9,7 +9,7 @@ TESTS ?=
 LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra embedded --group build \
 	--generate-hashes --no-emit-index-url --exclude-newer "7 days" --custom-compile-command "make lock"
 
-.PHONY: help up test fast check format simulate mutants rude bench-core bench-proxy lock docs clean
+.PHONY: help up test fast check format simulate mutants rude bench-core bench-proxy soak lock docs clean
 
 help:
 	@echo "make up          start bellmare with what this machine has (ARGS=... are passed on)"
@@ -22,6 +22,7 @@ help:
 	@echo "make rude        slow, idle and leaving clients in the numbers that docs/http.md promises, some minutes"
 	@echo "make bench-core  measure the decision core"
 	@echo "make bench-proxy measure the data plane beside nginx, HAProxy and Caddy, six minutes (ARGS=--quick for one)"
+	@echo "make soak        half an hour of load and faults: does anything grow? (ARGS=\"--minutes N --output DIR\")"
 	@echo "make docs        write the generated documents again"
 	@echo "make lock        resolve the dependencies again (ARGS=--upgrade for newer ones)"
 	@echo "make clean       remove what the others made"
@@ -70,6 +71,9 @@ bench-core: .venv/.dev
 
 bench-proxy: .venv/.dev
 	@$(BIN)/bellmare bench proxy $(ARGS)
+
+soak: .venv/.dev
+	@$(BIN)/python -m bellmare.bench.soak $(ARGS)
 
 docs: .venv/.dev
 	$(BIN)/python -m bellmare.settings.schema docs

@@ -3,10 +3,12 @@
 import asyncio
 import socket
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 import uvloop
+from lifecycle_rig import GatewayProcess
 from rig import Gateway, Process, Sim, start_gateway, start_sim
 
 
@@ -63,6 +65,21 @@ def process() -> Iterator[Callable[..., Process]]:
 
     def start(port: int = 0, *, time_scale: float = 0.02) -> Process:
         started.append(Process(port, time_scale=time_scale))
+        return started[-1]
+
+    yield start
+    for one in started:
+        one.kill()
+
+
+@pytest.fixture
+async def served(sim: Any, tmp_path: Path) -> AsyncIterator[Callable[..., Any]]:
+    """Start a gateway process; every process of it is gone at the end."""
+    started: list[GatewayProcess] = []
+
+    async def start(*workers: Any, **settings: Any) -> GatewayProcess:
+        started.append(GatewayProcess(tmp_path, list(workers), **settings))
+        await started[-1].started()
         return started[-1]
 
     yield start

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 from collections import Counter
@@ -19,25 +20,44 @@ from rig import WAIT_S, Reply, Sim, Talk, ask, begin, open_talk, until
 class GatewayProcess:
     """`bellmare serve` over simulated workers of the test's own loop. Its successors write to the same log."""
 
-    def __init__(self, home: Path, workers: list[Sim], **settings: Any) -> None:
+    def __init__(
+        self,
+        home: Path,
+        workers: list[Sim],
+        *,
+        entries: list[Any] | None = None,
+        activated: tuple[socket.socket, ...] = (),
+        names: str = "",
+        **settings: Any,
+    ) -> None:
         self.home = home
         self.log = home / "log"
         self.file = home / "bellmare.yaml"
-        self.entries: list[Any] = [
+        self.entries: list[Any] = entries or [
             {"url": f"http://127.0.0.1:{one.port}", "name": f"w{i}", "parallel": 4} for i, one in enumerate(workers)
         ]
         self.settings: dict[str, Any] = {"listen": "127.0.0.1:0", "admin": "127.0.0.1:0", **settings}
         self.write()
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("BELLMARE", "OLLAMA", "MAX_VRAM", "LISTEN_"))}
+        command = [sys.executable, "-m", "bellmare", "serve", "--quiet"]
+        environment = {**kept, "HOME": str(home), "XDG_STATE_HOME": str(home / "state")}
+        if activated:  # as systemd does: descriptors from 3 on, and the process's own id
+            environment |= {"LISTEN_FDS": str(len(activated)), "LISTEN_FDNAMES": names}
+            moves = "; ".join(f"exec {3 + i}<&{sock.fileno() + 100}" for i, sock in enumerate(activated))
+            command = ["bash", "-c", f'{moves}; export LISTEN_PID=$$; exec "$@"', "bash", *command]
+        copies = [_copied(sock) for sock in activated]
         with self.log.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "bellmare", "serve", "--quiet"],
+                command,
                 stdout=output,
                 stderr=output,
-                env={**kept, "HOME": str(home), "XDG_STATE_HOME": str(home / "state")},
+                env=environment,
                 cwd=home,
                 start_new_session=True,
+                pass_fds=copies,
             )
+        for copy in copies:
+            os.close(copy)
         self.pids = [self.process.pid]
         self.port = self.admin_port = 0
 
@@ -52,7 +72,11 @@ class GatewayProcess:
         return self.log.read_text()
 
     def lines(self, event: str) -> list[dict[str, Any]]:
-        rows = [json.loads(line) for line in self.text().splitlines() if line.startswith("{")]
+        rows = [
+            json.loads(line)
+            for line in self.text().splitlines(keepends=True)
+            if line.startswith("{") and line.endswith("\n")
+        ]
         return [row for row in rows if row["event"] == event]
 
     async def started(self) -> None:
@@ -92,6 +116,12 @@ class GatewayProcess:
             if alive(pid):
                 os.kill(pid, signal.SIGKILL)
         self.process.wait(10)
+
+
+def _copied(sock: socket.socket) -> int:
+    """The same socket under a number that the shell's moves do not meet."""
+    os.dup2(sock.fileno(), sock.fileno() + 100)
+    return sock.fileno() + 100
 
 
 def alive(pid: int) -> bool:
@@ -174,3 +204,14 @@ class Load:
             except (OSError, asyncio.IncompleteReadError) as error:
                 self.note("kept", False, repr(error))
             await talk.close()
+
+
+async def warm(gateway: GatewayProcess, *models: str) -> None:
+    for model in models:
+        answer = await ask(gateway.port, "POST", "/api/generate", {"model": model, "prompt": "hi", "stream": False})
+        assert answer.status == 200, answer.body
+
+
+def loads_and_unloads(*workers: Any) -> tuple[int, int]:
+    counters = [one.twin.counters for one in workers]
+    return sum(one.loads for one in counters), sum(one.unloads_asked for one in counters)

@@ -144,6 +144,7 @@ class Handover:
         service = self._service
         try:
             child = self._child = await asyncio.to_thread(self._spawn, theirs)
+            theirs.close()  # its end is heard only if nobody else holds it
             await self._expect(talk, PREPARED, PREPARE_TIMEOUT_S)
             service.driver.feed(StandbyChanged(standby=True))
             await self._operations_ended()

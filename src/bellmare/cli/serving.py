@@ -216,6 +216,7 @@ class _Stop:
 
     def __init__(self, service: Service) -> None:
         self.asked = asyncio.Event()
+        self._signals = 0
         self.start: asyncio.Timeout | None = None
         """While the service starts: the first signal gives that up."""
         self._service = service
@@ -240,9 +241,10 @@ class _Stop:
         signal.signal(signal.SIGTERM, self._sigterm_before)
 
     def signalled(self) -> None:
-        if self.asked.is_set():
+        self._signals += 1
+        if self._signals > 1:
             self._service.cut()
             return
-        self.asked.set()
+        self.asked.set()  # set already after a hand-over: then it ends in good order anyway
         if self.start is not None and not self.start.expired():
             self.start.reschedule(self._loop.time())
