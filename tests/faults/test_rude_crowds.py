@@ -52,7 +52,7 @@ def process(tmp_path) -> Iterator[object]:
 @pytest.fixture
 def busy_worker() -> Iterator[Process]:
     """In a process of its own, so that what it writes takes no time from the clients here."""
-    worker = Process(time_scale=0.01, parallel=STALLED + 1)
+    worker = Process(time_scale=0.3 if FULL else 0.01, parallel=STALLED + 1)
     yield worker
     worker.kill()
 

@@ -70,6 +70,8 @@ class Server:
         except BaseException:
             self._sweeper.cancel()
             raise
+        for listening in self._listener.sockets:  # what it accepts inherits this
+            listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.socket_send_bytes)
         address = self._listener.sockets[0].getsockname()
         self.port = address[1] if isinstance(address, tuple) else 0
 
