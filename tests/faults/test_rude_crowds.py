@@ -52,7 +52,7 @@ def process(tmp_path) -> Iterator[object]:
 @pytest.fixture
 def busy_worker() -> Iterator[Process]:
     """In a process of its own, so that what it writes takes no time from the clients here."""
-    worker = Process(time_scale=0.01, parallel=STALLED + 1)
+    worker = Process(time_scale=0.05 if FULL else 0.01, parallel=STALLED + 1)
     yield worker
     worker.kill()
 
@@ -152,7 +152,7 @@ async def test_b09_to_b11_slow_clients_are_cut_in_time_and_cost_the_others_nothi
         assert sum(raw != b"" for raw in said) >= len(said) // 2
         assert took < max(HEAD_S, BODY_S) + LATE_S + opened_s
     while any(not _gone(client) for client in stalled):
-        assert time.monotonic() - started < STALL_S * 3 + LATE_S + opened_s + 60, "a stalled reader is kept"
+        assert time.monotonic() - started < STALL_S * 6 + LATE_S + opened_s + 60, "a stalled reader is kept"
         await asyncio.sleep(0.05)
     figure(f"{STALLED} stalled readers: {each / 1024:.0f} KiB each, gone after {time.monotonic() - started:.1f} s")
     figure(f"others meanwhile: p50 {rank(spans, 0.5) * 1000:.1f} ms, p99 {rank(spans, 0.99) * 1000:.1f} ms; "

@@ -145,6 +145,9 @@ class Limits(msgspec.Struct, frozen=True):
     """A client that takes nothing for so long is cut, and its exchange hears on_disconnect."""
     write_buffer_high_bytes: int = 64 * KIB
     """Unsent bytes above which an exchange is told to pause; what a stalled reader costs us."""
+    socket_send_bytes: int = 256 * KIB
+    """What the kernel keeps for one client, which Linux doubles for its own needs. Left alone it grows to 4 MiB for
+    each stalled reader; a stream needs some KiB, and a distant client gets 2.5 MB/s at 0.1 s there and back."""
     linger_timeout_s: float = 4.5
     """After an early answer we discard what the client still sends for so long, else a reset may destroy the answer.
     With the sweep's lateness it stays within the promised 5 s."""

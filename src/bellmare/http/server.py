@@ -83,6 +83,9 @@ class Server:
             for listener in self._listeners:
                 listener.close()
             raise
+        for listener in self._listeners:
+            for listening in listener.sockets:  # what it accepts inherits this
+                listening.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, self.limits.socket_send_bytes)
         address = self._listeners[0].sockets[0].getsockname()
         self.port = address[1] if isinstance(address, tuple) else 0
 

@@ -1,6 +1,7 @@
 """Sizes, speeds and counts: every bound is met and answered with its status; a slow client costs little."""
 
 import asyncio
+import socket
 
 import pytest
 from http_peers import WAIT_S, App, Listener, RawClient, happens
@@ -194,6 +195,18 @@ async def test_a_reader_that_stopped_is_cut(way: str, serve) -> None:
         while server.connections:
             await asyncio.sleep(0.01)
     client.reset()
+
+
+async def test_what_the_kernel_keeps_for_a_client_is_bounded(serve) -> None:
+    server = await serve(App(auto=False), socket_send_bytes=65_536)
+    client = await RawClient.open(server.port)
+    async with asyncio.timeout(WAIT_S):
+        while not server._connections:
+            await asyncio.sleep(0)
+    (connection,) = server._connections
+    accepted = connection._transport.get_extra_info("socket")
+    assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF) == 2 * 65_536
+    await client.close()
 
 
 async def test_pipelined_requests_wait_until_the_answer_before_them_is_taken(serve) -> None:
