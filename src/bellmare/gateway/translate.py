@@ -62,13 +62,17 @@ class Native:
         self.error: str | None = None
         self.final: Final | None = None
         self._gate = LineGate(line_bytes_max=LINE_BYTES_MAX)
+        self._begun = False
 
     def feed(self, data: bytes) -> bytes:
         ready = self._gate.feed(data)
         if self.error is not None or self.final is not None:
             return b""  # whatever follows the end is nobody's
-        if ready and ready[0] != 0x7B and ready.strip()[:1] not in (b"", b"{"):
-            raise BadAnswer("a line is no JSON object")  # a captive proxy's page, not an Ollama
+        if not self._begun:
+            first = ready.lstrip()[:1]
+            if first not in (b"", b"{"):
+                raise BadAnswer("a line is no JSON object")  # a captive proxy's page, not an Ollama
+            self._begun = first != b""
         if b'"error"' in ready or b'"done":true' in ready or b'"done": true' in ready:
             return self._up_to_the_end(ready)
         return ready
