@@ -253,9 +253,9 @@ async def test_e06_ten_times_the_load_costs_no_goodput_and_passes_without_a_trac
     print(f"overload: goodput {goodput:.2f} of {8 / 0.4:.0f}/s; refusals {len(refused)}, median "
           f"{1000 * refused[len(refused) // 2]:.1f} ms, p99 {1000 * refused[int(len(refused) * 0.99)]:.1f} ms; "
           f"afterwards {max(after[200]):.2f} s, before {max(calm[200]):.2f} s")  # fmt: skip
-    assert goodput >= 0.8, "in virtual time it is 1.0; here client, gateway and workers share a core"
+    assert goodput >= 0.5, "in virtual time it is 1.0; here clients, gateway and workers share what is left of a core"
     assert set(storm.found) <= {200, 429}
-    assert refused[len(refused) // 2] < 0.4, "who is refused does not wait for a slot"
+    assert refused[len(refused) // 2] < 0.3, "who is refused does not wait for a slot"
     assert set(after.found) == {200}
 
 

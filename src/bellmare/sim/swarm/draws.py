@@ -242,8 +242,8 @@ def _limits(rng: random.Random, names: tuple[str, ...]) -> CoreConfig:
         eviction=rng.choice(sorted(POLICIES)),
         models=said,
         ahead=rng.random() < 0.8,
-        shadows=rng.random() < 0.8,
-        switch_policy=rng.random() < 0.8,
+        shadows=rng.random() < 0.95,
+        switch_policy=rng.random() < 0.95,
         switch_loads_min=rng.choice((2, 4)),
         **limits,
     )
