@@ -105,8 +105,9 @@ async def test_e14_killing_a_random_worker_every_two_seconds_costs_no_request_th
     trouble.cancel()
     await asyncio.gather(trouble, return_exceptions=True)
     retried = sum(one.attempt > 1 for one in running.decisions(Dispatch))
+    refused = dict(Counter(str(one.refusal) for one in running.decisions(Reject)))
     print(f"failover: {sum(statuses.values())} requests, {kills} kills in {took:.0f} s, {dict(statuses)}, "
-          f"{retried} retries, slowest {slowest:.1f} s")  # fmt: skip
+          f"{retried} retries, slowest {slowest:.1f} s, refused {refused}")  # fmt: skip
     assert kills >= 2, "too little misfortune: the test proves nothing"
     assert retried >= 1
     assert statuses == {200: FAILOVER_REQUESTS}
