@@ -36,11 +36,11 @@ class Mutant:
 
 FIRST_SEEDS = {
     "zombies are buried early": 50,
-    "rest ends with the next observation": 28,
     "what vanished is believed to be there": 1,
-    "a model that was sent away comes back at once": 30,
     "room ahead is made of young runners": 60,
+    "rest ends with the next observation": 70,
     "room ahead is made of busy runners": 24,
+    "a model that was sent away comes back at once": 70,
     "what is loaded ahead may drain": 44,
     "a larger context sends away what is resident": 16,
     "on standby loaders go on": 24,
@@ -267,6 +267,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "nothing begins on a worker that is in doubt", "memory is never promised twice", "the books of memory agree",
         "health is as it was told", "counters tell what happened", "no model is loaded twice",
         "the books of runners agree", "real memory is enough",
+        "the books of routing agree",
     ),
     _mutant(
         "a lost end is never given up",
@@ -342,6 +343,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "a refused connection takes no worker out",
         ("health", "if event.fault in LOST_AT_ONCE or worker.unreachable >=", "if worker.unreachable >="),
         "never to a lost worker", "operations on workers in routing only", "the engine's own check", "the cache's state is told as it was",
+        "the books of routing agree",
     ),
     _mutant(
         "missed answers are never forgotten",
@@ -352,6 +354,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "one missed answer too many",
         ("health", "worker.unreachable >= fleet.config.unreachable_max:", "worker.unreachable > fleet.config.unreachable_max:"),
         "never to a lost worker", "operations on workers in routing only", "who has lost his worker is told so",
+        "health is as it was told",
+        "the books of routing agree",
     ),
     _mutant(
         "the grace of a lost worker never ends",
@@ -458,6 +462,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "measured bytes are added, not set",
         ("fleet", "worker.used_bytes = Bytes(worker.used_bytes - runner.bytes + measured)", "worker.used_bytes = Bytes(worker.used_bytes + measured)"),
         "the books of memory agree", "the engine's own check", "nobody waits beside a worker with room",
+        "over budget only beyond the capacity",
     ),
     _mutant(
         "a larger context sends away what is resident",

@@ -116,6 +116,8 @@ def _load_broke(fleet: Fleet, worker: Worker, runner: Runner, *, end: tuple[Mode
     model.backoff_us = max(model.backoff_us, InstantUs(fleet.now_us + span_us))
     fleet.set_timer(fleet.now_us + span_us, Timer.look_again, worker.worker)
     model.failures += 1
+    if fleet.ready_slots[model.model]:
+        return  # one copy more has failed: those who wait are served by the others
     if model.failures >= fleet.config.load_failures_max or not _another_place(fleet, model):
         reject_waiting(fleet, model, Refusal.load_failed, detail=event.detail)
         model.failures = 0

@@ -192,3 +192,16 @@ def test_an_embedding_model_is_loaded_as_one() -> None:
     assert load.embedding
     script.ends(load)
     assert script.runner("a", "w").slots == 1
+
+
+def test_a_copy_more_that_cannot_be_loaded_refuses_nobody_whom_the_others_serve() -> None:
+    script = Script(load_failures_max=1)
+    script.worker("w1", stored("a"), holds=(loaded("a"),), parallel=1)
+    script.worker("w2", stored("a"))
+    script.asks("runs", "a")
+    script.asks("waits", "a")
+    script.loads("a", "w2")
+    script.broken(script.one(d.Load), "reset")
+    assert script.none(d.Reject)
+    script.done("runs")
+    assert script.one(d.Dispatch).request == "waits"

@@ -221,7 +221,7 @@ def _limits(rng: random.Random, names: tuple[str, ...]) -> CoreConfig:
         "zombie_max_us": rng.choice((5, 30)),
         "batch_max_us": rng.choice((1, 5, 15)),
         "drain_max_us": rng.choice((2, 10, 30)),
-        "switch_dwell_us": rng.choice((20, 60, 3600)),
+        "switch_dwell_us": rng.choice((20, 60, 60)),
         "breaker_window_us": rng.choice((10, 30)),
         "ejection_us": rng.choice((1, 5)),
         "ejection_max_us": rng.choice((4, 60)),
@@ -244,9 +244,9 @@ def _limits(rng: random.Random, names: tuple[str, ...]) -> CoreConfig:
         eviction=rng.choice(sorted(POLICIES)),
         models=said,
         ahead=rng.random() < 0.8,
-        shadows=rng.random() < 0.8,
-        switch_policy=rng.random() < 0.8,
-        switch_loads_min=rng.choice((2, 10)),
+        shadows=rng.random() < 0.95,
+        switch_policy=rng.random() < 0.95,
+        switch_loads_min=rng.choice((2, 4)),
         **limits,
     )
 
