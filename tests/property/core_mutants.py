@@ -417,7 +417,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "retries have no budget",
-        ("attempts", "if not exempt and retries.again >=", "if False and retries.again >="),
+        ("attempts", "if retries.again >=", "if False and retries.again >="),
         "retries keep to their budget",
     ),
     _mutant(

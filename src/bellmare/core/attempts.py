@@ -62,8 +62,10 @@ def _budget_allows(fleet: Fleet, *, exempt: bool) -> bool:
         retries.before = 0 if retries.since_us < 0 else retries.first * config.retry_window_us // passed_us
         retries.first = retries.again = 0
         retries.since_us = fleet.now_us
+    if exempt:
+        return True
     asked = max(retries.before, retries.first)
-    if not exempt and retries.again >= max(config.retry_floor, asked * config.retry_percent // 100):
+    if retries.again >= max(config.retry_floor, asked * config.retry_percent // 100):
         return False
     retries.again += 1
     return True

@@ -129,10 +129,10 @@ class Trusting(Ledger):
         asked = max(self.first_tries, self.first_tries_before)
         room = max(self.config.retry_floor, asked * self.config.retry_percent // 100)
         request.may_retry = exempt or self.retries < room
-        if request.may_retry:
+        if exempt:
+            self.meet("retried beside the budget")
+        elif request.may_retry:
             self.retries += 1
-            if exempt and self.retries > room:
-                self.meet("retried beside the budget")
 
     def crashes(self, request: RequestBook, fingerprint: str) -> None:
         """A runner died under it: the first worker makes it suspect, a second one poison."""
