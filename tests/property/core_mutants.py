@@ -11,13 +11,17 @@ from __future__ import annotations
 import importlib.abc
 import importlib.machinery
 import importlib.util
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
+from typing import NoReturn
 
 REQUESTS = 300
 SEEDS = 24
+LIFE_S = 20
+"""A life takes a fraction of a second."""
 """From the mutant's own first seed on: it falls there, or soon after if the draws have changed."""
 
 
@@ -42,7 +46,9 @@ FIRST_SEEDS = {
     "room ahead is made of busy runners": 24,
     "a model that was sent away comes back at once": 70,
     "what is loaded ahead may drain": 44,
-    "a larger context sends away what is resident": 16,
+    "a larger context sends away what is resident": 90,
+    "a cancelled placement leaves its victims draining": 10,
+    "room ahead is made of pinned runners": 10,
     "on standby loaders go on": 24,
     "back from standby nobody looks at the loaders": 184,
     "ejections do not grow longer": 20,
@@ -508,7 +514,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "room ahead is made of pinned runners",
         ("prewarm", "if runner.residency is not Residency.resident or runner.used or not evictable(fleet, worker, runner):", "if runner.residency is not Residency.resident or runner.used:"),
-        "a pinned model is no victim", "who is waited for does not leave unasked", "the name reaches the blob there",
+        "a pinned model is no victim", "who is waited for does not leave unasked", "the name reaches the blob there", "the core does not crash",
     ),
     _mutant(
         "room ahead is made of young runners",
@@ -604,13 +610,20 @@ def caught_by(mutant: Mutant, seeds: int) -> str:
     from bellmare.sim.swarm.books import Broken
     from bellmare.sim.swarm.life import live
 
+    def never_ends(_number: int, _frame: object) -> NoReturn:
+        raise TimeoutError("a step does not end")
+
+    signal.signal(signal.SIGALRM, never_ends)
     for seed in range(mutant.first_seed, mutant.first_seed + seeds):
+        signal.alarm(LIFE_S)  # a core that never ends its step raises, and that is a crash
         try:
             live(seed, REQUESTS)
         except Broken as broken:
             return f"seed {seed}: {broken}"
         except AssertionError:
             continue  # the core's own assertions do not count here
+        finally:
+            signal.alarm(0)
     return ""
 
 
