@@ -5,10 +5,11 @@ Neither makes anything leave: residents keep the context they have until they ar
 
 from bellmare.core.config import CoreConfig
 from bellmare.core.costs import canonical_num_ctx, learn_least
+from bellmare.core.decisions import UnloadCause
 from bellmare.core.fairness import Turns
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.residency import Residency
-from bellmare.core.scheduler import cancel_placement
+from bellmare.core.scheduler import cancel_placement, let_stay
 from bellmare.core.starvation import patience_us
 from bellmare.core.state import Model, Want
 
@@ -34,6 +35,12 @@ def heed(fleet: Fleet, config: CoreConfig) -> None:
             learn_least(fleet, model)
         if model.waiting or model.want is not Want.nothing or said.get(model_id) != fleet.configured.get(model_id):
             fleet.touch(model_id)
+    for worker in fleet.state.workers.values():
+        for model_id, cause in list(worker.leaving.items()):
+            runner = worker.runners[model_id]
+            going = cause is UnloadCause.ahead and runner.residency is Residency.draining
+            if going and fleet.model_config(models[model_id]).pinned:
+                let_stay(fleet, worker, runner)
     _set_timers(fleet)
 
 

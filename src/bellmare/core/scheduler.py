@@ -405,7 +405,7 @@ def _let_leave(fleet: Fleet, worker: Worker) -> bool:
     for model, cause in list(worker.leaving.items()):
         runner = worker.runners[model]
         if fleet.name_on(worker, model, prefer=runner.name) is None or _wanted_again(fleet, runner, cause):
-            _let_stay(fleet, worker, runner)
+            let_stay(fleet, worker, runner)
             continue
         if runner.residency is Residency.resident:
             _drain(fleet, worker, runner, cause=cause, wanted_by=None)
@@ -420,11 +420,10 @@ def _wanted_again(fleet: Fleet, runner: Runner, cause: UnloadCause) -> bool:
     """It was to leave ahead of demand, its unload did not come off, and now it is there or asked for: no hurry."""
     if cause is not UnloadCause.ahead:
         return False
-    model = fleet.state.models[runner.model]
-    return runner.residency is Residency.resident or model.waiting > 0 or fleet.model_config(model).pinned
+    return runner.residency is Residency.resident or fleet.state.models[runner.model].waiting > 0
 
 
-def _let_stay(fleet: Fleet, worker: Worker, runner: Runner) -> None:
+def let_stay(fleet: Fleet, worker: Worker, runner: Runner) -> None:
     """No name reaches it any more, so that it cannot be unloaded, or nobody has a reason left; it serves again."""
     del worker.leaving[runner.model]
     if runner.residency is Residency.draining:
