@@ -1,6 +1,7 @@
 """Who asks, how, and what he does when refused: bursts, deadlines, cancels, retries, hints of what comes next."""
 
 import random
+from dataclasses import replace
 
 from bellmare.core import events as e
 from bellmare.core.units import RequestId, SpanUs
@@ -19,7 +20,7 @@ POISON = "hemlock"
 """What some requests say, under which runners die."""
 FLOOD = 24
 """Hints in a row from one who does not know what he wants."""
-CLOCKWORK_EVERY_US = 45 * SECOND
+CLOCKWORK_EVERY_US = 34 * SECOND
 CLOCKWORK_STRIKES = 60
 GIVEN = (
     e.HintSource.prepare,
@@ -40,6 +41,8 @@ class Clients:
         self.asked: dict[RequestId, tuple[Ask, int]] = {}
         """Who may have to come back: what he asked for, and for the how manieth time."""
         self._coming_back = 0
+        self._by_the_clock = ""
+        """The model of whoever asks by the clock."""
         self._usual = [rng.randrange(len(world.names)) for _ in range(world.setting.tenants)]
 
     def arrive(self) -> None:
@@ -55,8 +58,9 @@ class Clients:
             self.ask(self._ask(name, usual=False))
 
     def clockwork(self) -> None:
-        """One tenant asks for one model again and again, at equal gaps. Draws nothing."""
-        ask = Ask(name=self.world.name(0), wait_us=60 * SECOND, tokens=10, tenant="clockwork")
+        """One tenant asks for one model again and again, at equal gaps, and nobody else does. Draws nothing."""
+        self._by_the_clock = self.world.name(len(self.world.names) - 1)
+        ask = Ask(name=self._by_the_clock, wait_us=60 * SECOND, tokens=10, tenant="clockwork")
 
         def strike(left: int) -> None:
             self.world.habit(Habit.clockwork)
@@ -92,6 +96,8 @@ class Clients:
         )
 
     def ask(self, ask: Ask, tries: int = 1) -> None:
+        if ask.name == self._by_the_clock and ask.tenant != "clockwork":
+            ask = replace(ask, name=self.world.name(0))
         request = self.world.arrive(ask)
         self.asked[request] = (ask, tries)
         self.read_refusals()
