@@ -16,6 +16,17 @@ _BACK_TIMEOUT_S = 5.0
 """A closed transport is gone in the next turns of the loop; a child's exit is noticed within milliseconds."""
 
 
+def described() -> list[str]:
+    """What each open descriptor of this process is, where the system tells."""
+    found = []
+    for name in os.listdir("/dev/fd"):
+        try:
+            found.append(f"{name} {os.readlink(f'/proc/self/fd/{name}')}")
+        except OSError:
+            continue
+    return sorted(found)
+
+
 def open_sockets() -> int:
     """Open sockets of this process, as the kernel sees them."""
     found = 0
@@ -49,5 +60,5 @@ async def leak_gate() -> AsyncIterator[list[dict[str, Any]]]:
         await asyncio.sleep(0.01)
     assert len(asyncio.all_tasks()) == tasks, sorted(task.get_name() for task in asyncio.all_tasks())
     assert open_sockets() <= sockets  # fewer is no leak: an earlier test's may have closed meanwhile
-    assert open_descriptors() <= descriptors
+    assert open_descriptors() <= descriptors, described()
     assert errors == []

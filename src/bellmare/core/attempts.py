@@ -9,7 +9,7 @@ from bellmare.core.decisions import Refusal
 from bellmare.core.events import DispatchFailed, FaultKind
 from bellmare.core.fleet import Fleet
 from bellmare.core.health import LOST_AT_ONCE
-from bellmare.core.poison import crashed
+from bellmare.core.poison import crashed, quarantined
 from bellmare.core.queueing import reject
 from bellmare.core.state import Request
 
@@ -23,6 +23,8 @@ def refusal_after(fleet: Fleet, request: Request, event: DispatchFailed) -> tupl
         request.crashes += 1
         if note_crash(fleet, request, event.fingerprint):
             return Refusal.poison_suspected, 0
+    elif request.fingerprint and quarantined(fleet, request.fingerprint):
+        return Refusal.poison_suspected, 0  # an equal one took down a second runner while this one ran
     if request.attempts >= fleet.config.attempts_max or request.crashes >= CRASHES_MAX:
         return Refusal.worker_timed_out if event.fault is FaultKind.timeout else Refusal.worker_failed, 0
     if not _budget_allows(fleet, exempt=_lost_with_its_worker(fleet, request, event)):

@@ -221,3 +221,17 @@ def test_both_tables_are_bounded_and_the_oldest_goes_first() -> None:
             poison.crashed(fleet_, f"p{number}", worker)  # type: ignore[arg-type]
     assert len(fleet_.state.poison) == poison.POISON_MAX
     assert "p4" not in fleet_.state.poison and "p5" in fleet_.state.poison
+
+
+def test_an_equal_request_that_fails_otherwise_meanwhile_is_not_tried_again() -> None:
+    script = fleet(4, parallel=2)
+    script.asks("r", "a")
+    first = script.one(d.Dispatch).worker
+    crashes(script, "r", first)
+    second = script.one(d.Dispatch).worker
+    script.asks("equal", "a", fingerprint="ff")  # suspected, not refused: it may run
+    elsewhere = script.one(d.Dispatch).worker
+    crashes(script, "r", second)
+    assert script.one(d.Reject).request == "r"
+    script.fails("equal", elsewhere, "bad_answer")
+    assert [(one.request, one.refusal) for one in script.some(d.Reject)] == [("equal", Refusal.poison_suspected)]
