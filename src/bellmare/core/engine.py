@@ -76,6 +76,8 @@ TIMERS_PER_STEP_MAX = 16
 """Due timers that one step handles; the rest follows at once in further steps."""
 BUSY_US = SECOND_US
 """A worker that called itself busy is believed for so long: one slot less."""
+RENAMING = frozenset({WorkerAdded, WorkerObserved, WorkerRemoved, ConfigChanged})
+"""Events after which a name may mean another blob; an observation only if it brings what is stored."""
 VICTIM = (UnloadCause.room, UnloadCause.ahead, UnloadCause.replica)
 """Causes of unloads for another's sake or ahead of demand: only these say something about the eviction policy."""
 
@@ -152,8 +154,9 @@ class Engine:
                 self.story.record(now_us, event, decided)
                 return decided
         fleet.out = []
-        if fleet.state.bursts or fleet.state.rested:
-            self._express.take_in()
+        state = fleet.state
+        if state.bursts or state.rested:
+            self._express.take_in(close=kind in RENAMING and getattr(event, "stored", ()) is not None)
         self._handlers[kind](event)
         for _ in range(TIMERS_PER_STEP_MAX):
             due = fleet.timers.pop_due(now_us)

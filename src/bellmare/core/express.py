@@ -3,11 +3,12 @@
 A request for a model that has just been asked for, has a free slot and lets nobody wait can only be dispatched; a whole
 answer that leaves nobody waiting can only free its slot. Both change here what the general path would change, and leave
 for later what decides nothing yet: the statistics of such arrivals are gathered in bursts and taken in together before
-anything is decided that could depend on them (the next step of any other kind, or the next arrival after ``BURST_US``).
-Inside a burst the order of models is not kept: whoever changes between them faster than that follows no chain.
+anything is decided that could depend on them (any step of the general path, and the next arrival after ``BURST_US`` is
+one). What a burst takes for granted is only what its name means; all else is looked at each time. Inside a burst the
+order of models is not kept: whoever changes between them faster than that follows no chain.
 """
 
-from bellmare.core import demand
+from bellmare.core import demand, hints
 from bellmare.core.costs import average, service_estimate_us
 from bellmare.core.decisions import CacheState, Decision, Dispatch
 from bellmare.core.events import Outcome, RequestArrived, RequestFinished
@@ -50,7 +51,7 @@ class Express:
             return None
         model = state.models[burst.model]
         entries = fleet.open[burst.model]
-        if not entries or model.waiting or model.demand.hints or (state.timers and state.timers[0][0] <= now_us):
+        if not entries or model.waiting or (state.timers and state.timers[0][0] <= now_us):
             return None
         worker = state.workers[state.roster[entries[0][1]]]
         runner = worker.runners[burst.model]
@@ -160,23 +161,27 @@ class Express:
             if request.arrived_us == now_us:
                 state.bursts[request.name] = Burst(model=request.model, began_us=now_us, last_us=now_us)
 
-    def take_in(self) -> None:
-        """End all bursts: what they gathered goes into the statistics, and idle runners are looked at."""
+    def take_in(self, *, close: bool) -> None:
+        """Put what bursts gathered into the statistics, and look at idle runners. ``close``: end the bursts too."""
         fleet = self._fleet
         state, now_us = fleet.state, fleet.now_us
         bursts = [burst for burst in state.bursts.values() if burst.count]
-        state.bursts = {}
         if len(bursts) > 1:
             bursts.sort(key=_last)  # stable: of equals the one that began first
         for burst in bursts:
             fleet.now_us = burst.last_us
             model = state.models[burst.model]
+            hints.came_true(fleet, model)
             demand.note_burst(fleet, model, burst)
             self._shadowing.arrived(model, cold=False, times=burst.count)
+            burst.count, burst.tenants = 0, {}
         fleet.now_us = now_us
-        for worker_id in state.rested:
-            fleet.touch_worker(worker_id)
-        state.rested = {}
+        if close:
+            state.bursts = {}
+        if state.rested:
+            for worker_id in state.rested:
+                fleet.touch_worker(worker_id)
+            state.rested = {}
 
 
 def _last(burst: Burst) -> InstantUs:

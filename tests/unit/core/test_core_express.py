@@ -7,9 +7,11 @@ import random
 import pytest
 from core_script import Script, loaded, stored
 
+from bellmare.core import events as e
 from bellmare.core.decisions import CacheState, Dispatch
 from bellmare.core.engine import Engine
 from bellmare.core.express import BURST_US, Express
+from bellmare.core.units import SECOND_US
 
 MS = 1_000
 
@@ -80,7 +82,41 @@ def test_a_burst_is_in_the_statistics_before_anything_else_is_decided() -> None:
     assert script.engine.fleet.state.bursts["a"].count == 4
     script.asks("other", "b")
     assert demand.arrivals == 5
-    assert "a" not in script.engine.fleet.state.bursts
+    assert script.engine.fleet.state.bursts["a"].count == 0
+
+
+def test_models_in_turn_keep_their_bursts(monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[object] = []
+    arrived = Express.arrived
+    monkeypatch.setattr(Express, "arrived", lambda self, event: _note(taken, arrived(self, event)))
+    script = _busy()
+    for number in range(100):
+        script.asks(f"r{number}", "ab"[number % 2], tenant="t")
+        script.done(f"r{number}")
+    assert sum(decisions is None for decisions in taken) <= 2
+    script.shows("w0", loaded("a"), loaded("b"))
+    demands = [script.engine.fleet.state.models[model].demand for model in ("blob-a", "blob-b")]
+    assert [demand.arrivals for demand in demands] == [50, 50]
+    assert script.engine.fleet.state.bursts
+
+
+def test_what_may_change_the_meaning_of_a_name_ends_its_burst() -> None:
+    script = _busy()
+    script.asks("r0", "a")
+    assert script.engine.fleet.state.bursts
+    script.shows("w0", loaded("a"), loaded("b"), stores=(stored("a", model="blob-new"), stored("b")))
+    assert not script.engine.fleet.state.bursts
+
+
+def test_hints_come_true_by_a_burst() -> None:
+    script = _busy()
+    script.asks("r0", "a", tenant="t")
+    script.tell(e.HintGiven(source=e.HintSource.prepare, name="a", tenant="t", in_us=SECOND_US, ttl_us=60 * SECOND_US))
+    script.asks("r1", "a", tenant="t")
+    assert script.engine.fleet.state.models["blob-a"].demand.hints
+    script.asks("r2", "b", tenant="t")
+    assert not script.engine.fleet.state.models["blob-a"].demand.hints
+    assert script.engine.fleet.state.counters["hint_right_prepare"] == 1
 
 
 def test_a_burst_ends_by_itself() -> None:
@@ -92,7 +128,7 @@ def test_a_burst_ends_by_itself() -> None:
     assert script.engine.fleet.state.bursts["a"].count == 0
 
 
-def test_a_runner_that_became_idle_in_a_burst_is_looked_at_when_it_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_runner_that_became_idle_in_a_burst_is_looked_at_when_it_ends() -> None:
     script = _busy()
     script.asks("r0", "a")
     script.done("r0")
@@ -101,7 +137,6 @@ def test_a_runner_that_became_idle_in_a_burst_is_looked_at_when_it_ends(monkeypa
     assert script.engine.next_deadline_us() == state.bursts["a"].began_us + BURST_US
     script.passes(1)
     assert not script.engine.fleet.state.rested
-    assert not script.engine.fleet.state.bursts
 
 
 def test_a_long_quiet_runner_is_looked_at_at_once() -> None:
