@@ -24,7 +24,7 @@ from bellmare.gateway import replies
 from bellmare.gateway.errands import Errand, Stamp
 from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, is_crash, public_text, status_within
 from bellmare.gateway.fingerprint import fingerprint
-from bellmare.gateway.translate import TooLong, Translator
+from bellmare.gateway.translate import Native, TooLong, Translator
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
@@ -167,6 +167,14 @@ class Conversation(msgspec.Struct, eq=False):
                 self.exchange.write(ready)
         except Exception as error:  # noqa: BLE001 - whatever a worker's bytes do to a codec, the request must end
             self._unreadable(error)
+
+    def _pass_on(self, chunk: bytes) -> bool:
+        """Send a worker's chunk as it came, if it holds whole lines and is not the end."""
+        translator = self.translator
+        if type(translator) is not Native or not translator.passes(chunk):
+            return False
+        self.exchange.pass_on(chunk)
+        return True
 
     def on_end(self) -> None:
         self._call = None
@@ -337,7 +345,11 @@ class Conversation(msgspec.Struct, eq=False):
 
     def _start(self, translator: Translator) -> None:
         self._note_first_byte()
-        self.exchange.start(200, self._headers(translator))
+        exchange = self.exchange
+        exchange.start(200, self._headers(translator))
+        exchange.request.take_parts()  # nobody will ask for it again, and a stream is long
+        if self._call is not None and exchange.chunked and isinstance(translator, Native):
+            self._call.relay = self._pass_on
         self.desk.driver.feed(FirstTokenReceived(request=self.request))
 
     def _note_first_byte(self) -> None:

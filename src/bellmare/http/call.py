@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from enum import StrEnum
 from math import inf
 from typing import TYPE_CHECKING, Protocol
@@ -97,6 +98,9 @@ class Call(msgspec.Struct, eq=False):
     deadline: float = inf
     """Loop time at which the sweep gives the call up."""
     connection: UpstreamConnection | None = None
+    relay: Callable[[bytes], bool] | None = None
+    """Asked first about each chunk of the answer that came whole and alone, as it came, framing and all: True if it has
+    been passed on so. ``on_data`` does not hear of it then."""
     active: bool = False
     """Something came since the sweep last looked; so no clock is read per chunk."""
     paused: bool = False
@@ -113,6 +117,7 @@ class Call(msgspec.Struct, eq=False):
         assert not self.ended, "a call ends once"
         self.ended = True
         self.message = b""
+        self.relay = None
         receiver, self.receiver = self.receiver, _NOBODY
         return receiver
 

@@ -42,6 +42,9 @@ class UpstreamLimits(msgspec.Struct, frozen=True):
     headers_max: int = 200
     interim_max: int = 8
     """So many 1xx heads are a flood: 200,000 cost 1.2-1.6 s of CPU (reliability reference, rule 11)."""
+    receive_bytes: int = 32 * KIB
+    """Of the kernel, for one connection: what one read may bring, and a client that stalls may leave with us. A LAN's
+    bandwidth for one stream needs less."""
     idle_max: int = 1024
     """Connections kept without a call."""
     idle_timeout_s: float = 15.0

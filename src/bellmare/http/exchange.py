@@ -122,6 +122,16 @@ class Exchange(msgspec.Struct, eq=False):
         assert self.started, "write before start"
         self._connection.write(b"%x\r\n%b\r\n" % (len(data), data) if self._chunked else data)
 
+    @property
+    def chunked(self) -> bool:
+        """A started answer goes out in chunks, so that one of another server's may be passed on as it is."""
+        return self._chunked and not self._bodiless
+
+    def pass_on(self, chunk: bytes) -> None:
+        """As ``write``, of a whole chunk with its framing; only while ``chunked``."""
+        if not self.finished and not self.disconnected:
+            self._connection.write(chunk)
+
     def finish(self) -> None:
         """End a started answer."""
         if self.finished or self.disconnected:

@@ -311,6 +311,18 @@ class ChunkedBody:
         self._chunks += 1
         return data[begin:end]
 
+    def is_whole(self, data: bytes) -> bool:
+        """Whether :meth:`whole` would give its content: then it counts as taken in."""
+        if self._stage is not _SIZE or self._partial:
+            return False
+        begin = data.find(b"\r\n") + 2
+        size = _SIZES.get(data[:begin], 0)
+        if not size or len(data) != begin + size + 2 or not data.endswith(b"\r\n"):
+            return False
+        self.size += size
+        self._chunks += 1
+        return True
+
     def take(self) -> list[bytes]:
         """The content since the last time, in the parts in which it came."""
         parts, self.parts = self.parts, []

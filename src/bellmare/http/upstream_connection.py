@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import socket
 from typing import TYPE_CHECKING, NamedTuple, cast
 
 import httptools
@@ -72,7 +73,8 @@ class UpstreamConnection(asyncio.Protocol):
 
     def __init__(self, upstream: Upstream) -> None:
         self._upstream = upstream
-        self._parser = httptools.HttpResponseParser(self)
+        self._parser: httptools.HttpResponseParser | None = None
+        """Made with the first head, and after an answer in chunks, of which it saw the head only, anew."""
         self._call: Call | None = None
         self._buffer = b""
         self._chunks: ChunkedBody | None = None
@@ -149,6 +151,9 @@ class UpstreamConnection(asyncio.Protocol):
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast(asyncio.Transport, transport)
+        sock = transport.get_extra_info("socket")
+        if sock is not None:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, self._upstream.limits.receive_bytes)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._upstream.lost(self)
@@ -169,10 +174,17 @@ class UpstreamConnection(asyncio.Protocol):
             return
         call.active = self._received = True
         if self.head_received:
-            if self._chunks is not None:
-                part = self._chunks.whole(data)
-                if part:
-                    call.receiver.on_data(part)
+            chunks = self._chunks
+            if chunks is not None:
+                relay = call.relay
+                if relay is None:
+                    part = chunks.whole(data)
+                    if part:
+                        call.receiver.on_data(part)
+                        return
+                elif chunks.is_whole(data):
+                    if not relay(data):
+                        call.receiver.on_data(data[data.find(b"\r\n") + 2 : -2])
                     return
         elif not self._buffer:
             known = self._upstream.known
@@ -221,6 +233,7 @@ class UpstreamConnection(asyncio.Protocol):
         self._parts.append(data)
 
     def on_message_complete(self) -> None:
+        assert self._parser is not None, "it calls"
         self._complete = True
         # Only valid in here: afterwards the parser has been reset and the connection would never be reused.
         self._keep = self._parser.should_keep_alive()
@@ -241,6 +254,8 @@ class UpstreamConnection(asyncio.Protocol):
                 self._complete = True
                 self._keep = self._may_keep and not rest
             return
+        if self._parser is None:
+            self._parser = httptools.HttpResponseParser(self)
         try:
             self._parser.feed_data(data)
         except (httptools.HttpParserError, httptools.HttpParserUpgrade) as error:
@@ -312,12 +327,13 @@ class UpstreamConnection(asyncio.Protocol):
             # llhttp would take chunks apart as well, but it goes on into whatever follows, and reads laxly.
             self._chunks = ChunkedBody(UNBOUNDED, _ANY_CHUNKS, of_request=False)
             self._may_keep = not closes
-            self._parser = httptools.HttpResponseParser(self)
+            self._parser = None
         elif length is not None and status == 200 and not closes and not self._interim and not self._complete:
             others = [item for item in self._headers if item[0] != b"content-length"]
             self._upstream.known = know(head, Answered(status, others)) or self._upstream.known
         self._until_eof = not framings and not self._complete and status not in _BODILESS
-        call.receiver.on_response(status, self._headers)
+        headers, self._headers = self._headers, []
+        call.receiver.on_response(status, headers)
 
     def _deliver(self, call: Call) -> None:
         """Hand over the body bytes of this read, joined."""

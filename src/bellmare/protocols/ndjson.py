@@ -77,6 +77,11 @@ class LineGate:
         self._held_bytes = 0
 
     @property
+    def holds(self) -> bool:
+        """Whether a line has begun and not ended."""
+        return self._held_bytes > 0
+
+    @property
     def rest(self) -> bytes:
         """What is held back; if the stream ends here it must not be sent."""
         return b"".join(self._pieces)

@@ -15,6 +15,7 @@ from bellmare.core.units import Bytes, InstantUs, ModelId, RequestId, WorkerId
 from bellmare.gateway import errands
 from bellmare.gateway.conversation import Conversation, GatewayTimeouts
 from bellmare.http.call import UpstreamFailure, UpstreamFailureKind
+from bellmare.http.messages import Request
 from bellmare.runtime.clock import Clock
 from bellmare.runtime.driver import Driver
 
@@ -31,6 +32,8 @@ class Client:
         self.body = b""
         self.started = self.finished = self.disconnected = False
         self.listener: Any = None
+        self.request = Request("POST", "/api/chat", headers=[], peer="")
+        self.chunked = True
 
     def respond(self, status: int, headers: Any, body: bytes) -> None:
         assert not self.started, "answered twice"
@@ -48,6 +51,12 @@ class Client:
         assert self.started
         assert not self.finished, "written after the end"
         self.body += data
+
+    def pass_on(self, chunk: bytes) -> None:
+        size, _, rest = chunk.partition(b"\r\n")
+        assert rest.endswith(b"\r\n")
+        assert int(size, 16) == len(rest) - 2
+        self.write(rest[:-2])
 
     def finish(self) -> None:
         assert not self.finished, "ended twice"

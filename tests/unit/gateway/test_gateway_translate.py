@@ -3,6 +3,8 @@
 import json
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bellmare.gateway.translate import BODY_BYTES_MAX, LINE_BYTES_MAX, Native, OpenAIBody, OpenAIStream, Plain, TooLong
 from bellmare.protocols.errors import BadAnswer
@@ -156,3 +158,36 @@ def test_one_completion_from_one_native_answer() -> None:
     answer = json.loads(body.end())
     assert answer["choices"][0]["message"]["content"] == "hello"
     assert answer["choices"][0]["finish_reason"] == "length"
+
+
+@given(
+    st.lists(
+        st.sampled_from(
+            [b'{"a":1}\n', b'{"message":{"content":"it is true"}}\n', b'{"error":"x"}\n', b'{"done":true}\n', b"half",
+             b'{"done": true}\n', b'{"done":false}\r\n', b"\n"]
+        ),
+        max_size=6,
+    ),
+    st.lists(st.sampled_from([b'{"a":1}\n', b"{", b'{"error":"y"}\n', b'{"done":true}\n']), max_size=3),
+)  # fmt: skip
+def test_a_chunk_is_passed_on_unread_only_if_reading_it_would_change_nothing(
+    parts: list[bytes], earlier: list[bytes]
+) -> None:
+    read, content = Native(), b"".join(parts)
+    for part in earlier:
+        try:
+            read.feed(part)
+        except BadAnswer:
+            return
+    if not read.passes(b"%x\r\n%b\r\n" % (len(content), content)):
+        return
+    assert read.feed(content) == content
+    assert (read.error, read.final) == (None, None)
+
+
+def test_usual_tokens_are_passed_on_unread() -> None:
+    read, token = Native(), b'{"message":{"content":"a"},"done":false}\n'
+    chunk = b"%x\r\n%b\r\n" % (len(token), token)
+    assert not read.passes(chunk)  # the first line decides the status
+    read.feed(token)
+    assert read.passes(chunk)
