@@ -168,14 +168,6 @@ class Conversation(msgspec.Struct, eq=False):
         except Exception as error:  # noqa: BLE001 - whatever a worker's bytes do to a codec, the request must end
             self._unreadable(error)
 
-    def _pass_on(self, chunk: bytes) -> bool:
-        """Send a worker's chunk as it came, if it holds whole lines and is not the end."""
-        translator = self.translator
-        if type(translator) is not Native or not translator.passes(chunk):
-            return False
-        self.exchange.pass_on(chunk)
-        return True
-
     def on_end(self) -> None:
         self._call = None
         try:
@@ -349,7 +341,7 @@ class Conversation(msgspec.Struct, eq=False):
         exchange.start(200, self._headers(translator))
         exchange.request.take_parts()  # nobody will ask for it again, and a stream is long
         if self._call is not None and exchange.chunked and isinstance(translator, Native):
-            self._call.relay = self._pass_on
+            self._call.relay = translator.relay(exchange.passer())
         self.desk.driver.feed(FirstTokenReceived(request=self.request))
 
     def _note_first_byte(self) -> None:

@@ -4,6 +4,7 @@ A translator sees every body byte of a 200 answer once and knows at the end whet
 that merely stops is a failure, whatever the connection says (ollama.md 1.6).
 """
 
+from collections.abc import Callable
 from typing import Protocol
 
 from bellmare.gateway.replies import EVENTS, JSON, NDJSON
@@ -77,17 +78,28 @@ class Native:
             return self._up_to_the_end(ready)
         return ready
 
-    def passes(self, chunk: bytes) -> bool:
-        """Whether ``feed`` would give the content of a whole HTTP chunk as it is, and learn nothing from it."""
-        return (
-            chunk.endswith(b"\n\r\n")
-            and b'"error"' not in chunk
-            and b"true" not in chunk
-            and self._begun
-            and not self._gate.holds
-            and self.error is None
-            and self.final is None
-        )
+    def relay(self, pass_on: Callable[[bytes], None]) -> Callable[[bytes], bool]:
+        """Gives whole HTTP chunks to ``pass_on`` as they are, framing and all, and says whether it did.
+
+        It does if ``feed`` would give a chunk's content as it is and learn nothing from it: most of a stream is so.
+        """
+        gate = self._gate
+
+        def relay(chunk: bytes) -> bool:
+            if (
+                chunk.endswith(b"\n\r\n")
+                and b"true" not in chunk
+                and b'"error"' not in chunk
+                and self._begun
+                and not gate.holds
+                and self.error is None
+                and self.final is None
+            ):
+                pass_on(chunk)
+                return True
+            return False
+
+        return relay
 
     def _up_to_the_end(self, ready: bytes) -> bytes:
         """The lines up to the closing one, or before an error line."""

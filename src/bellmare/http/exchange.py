@@ -6,6 +6,7 @@ token needs no check in the application.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Protocol
 
 import msgspec
@@ -127,10 +128,9 @@ class Exchange(msgspec.Struct, eq=False):
         """A started answer goes out in chunks, so that one of another server's may be passed on as it is."""
         return self._chunked and not self._bodiless
 
-    def pass_on(self, chunk: bytes) -> None:
-        """As ``write``, of a whole chunk with its framing; only while ``chunked``."""
-        if not self.finished and not self.disconnected:
-            self._connection.write(chunk)
+    def passer(self) -> Callable[[bytes], None]:
+        """What sends a whole chunk with its framing; only while ``chunked``, and not after the end."""
+        return self._connection.write
 
     def finish(self) -> None:
         """End a started answer."""

@@ -268,10 +268,10 @@ class _Stage(Enum):
 
 
 _SIZE = _Stage.size
-_SIZES: dict[bytes, int] = {}
+SIZE_LINES: dict[bytes, int] = {}
 """Size lines as Go and most others write them, for chunks of one token to some hundred."""
 for _size in range(1, 8192):
-    _SIZES[b"%x\r\n" % _size] = _size
+    SIZE_LINES[b"%x\r\n" % _size] = _size
 
 
 class ChunkedBody:
@@ -296,32 +296,10 @@ class ChunkedBody:
         self.size = 0
         """Bytes announced so far by the chunk sizes."""
 
-    def whole(self, data: bytes) -> bytes:
-        """The content of ``data`` if it is one chunk and no more, where one begins; else empty, nothing done."""
-        if self._stage is not _SIZE or self._partial:
-            return b""
-        begin = data.find(b"\r\n") + 2
-        size = _SIZES.get(data[:begin], 0)
-        if not size:
-            return b""
-        end = begin + size
-        if len(data) != end + 2 or not data.endswith(b"\r\n"):
-            return b""
-        self.size += size
-        self._chunks += 1
-        return data[begin:end]
-
-    def is_whole(self, data: bytes) -> bool:
-        """Whether :meth:`whole` would give its content: then it counts as taken in."""
-        if self._stage is not _SIZE or self._partial:
-            return False
-        begin = data.find(b"\r\n") + 2
-        size = _SIZES.get(data[:begin], 0)
-        if not size or len(data) != begin + size + 2 or not data.endswith(b"\r\n"):
-            return False
-        self.size += size
-        self._chunks += 1
-        return True
+    @property
+    def between(self) -> bool:
+        """Whether the next byte begins a chunk."""
+        return self._stage is _SIZE and not self._partial
 
     def take(self) -> list[bytes]:
         """The content since the last time, in the parts in which it came."""

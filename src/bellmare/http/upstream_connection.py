@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 import httptools
 
 from bellmare.http.call import Call, UpstreamFailure, UpstreamFailureKind
-from bellmare.http.framing import ChunkedBody, Malformed
+from bellmare.http.framing import SIZE_LINES, ChunkedBody, Malformed
 from bellmare.http.messages import Limits
 from bellmare.http.repeats import know
 
@@ -174,18 +174,18 @@ class UpstreamConnection(asyncio.Protocol):
             return
         call.active = self._received = True
         if self.head_received:
+            begin = data.find(b"\r\n") + 2
             chunks = self._chunks
-            if chunks is not None:
+            if (
+                len(data) == begin + SIZE_LINES.get(data[:begin], -9) + 2
+                and chunks is not None
+                and chunks.between
+                and data.endswith(b"\r\n")
+            ):  # one chunk and no more, as a worker's tokens come
                 relay = call.relay
-                if relay is None:
-                    part = chunks.whole(data)
-                    if part:
-                        call.receiver.on_data(part)
-                        return
-                elif chunks.is_whole(data):
-                    if not relay(data):
-                        call.receiver.on_data(data[data.find(b"\r\n") + 2 : -2])
-                    return
+                if relay is None or not relay(data):
+                    call.receiver.on_data(data[begin:-2])
+                return
         elif not self._buffer:
             known = self._upstream.known
             if known is not None and not call.head_only:

@@ -74,12 +74,8 @@ class LineGate:
         assert line_bytes_max > 0
         self._line_bytes_max = line_bytes_max
         self._pieces: list[bytes] = []
-        self._held_bytes = 0
-
-    @property
-    def holds(self) -> bool:
-        """Whether a line has begun and not ended."""
-        return self._held_bytes > 0
+        self.holds = 0
+        """Bytes of a line that has begun and not ended."""
 
     @property
     def rest(self) -> bytes:
@@ -94,10 +90,10 @@ class LineGate:
         if ready and self._pieces:
             ready = b"".join((*self._pieces, ready))
             self._pieces.clear()
-            self._held_bytes = 0
+            self.holds = 0
         if rest:
-            self._held_bytes += len(rest)
-            if self._held_bytes > self._line_bytes_max:
+            self.holds += len(rest)
+            if self.holds > self._line_bytes_max:
                 raise LineTooLong(self._line_bytes_max)
             self._pieces.append(rest)
         return ready
