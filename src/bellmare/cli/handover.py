@@ -1,6 +1,6 @@
 """Zero-drop restart: a new process of the same command line takes over listening sockets and the care of residents.
 
-The two talk over a socket pair, one word a line (docs/decisions/0009-restart.md):
+The two talk over a socket pair, one word a line (docs/decisions/0010-restart.md):
 
     new: prepared    its settings are right, it has the sockets, and has asked no worker anything
     old: go          nothing is being loaded or unloaded, and nothing will be; what was learned is on disk
