@@ -193,6 +193,16 @@ async def test_a06_silence_everywhere_is_504(pair):
     assert len(alone.faults) == 3
 
 
+async def test_a06_silence_under_an_unstreamed_request_runs_elsewhere_too(pair):
+    both = await pair(answer_timeout="1s")
+    both.bad.script(hang)
+    async with at_most(10):
+        reply = await both.chat()
+    assert (reply.status, reply.json["done"]) == (200, True)
+    assert both.faults == [FaultKind.timeout]
+    await both.is_well()
+
+
 async def test_a06_a_slow_prefill_within_its_budget_is_no_fault(pair):
     both = await pair()
     both.bad.script(pause(0.6), GOOD)

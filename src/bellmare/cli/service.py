@@ -86,6 +86,7 @@ def _timeouts(settings: Settings) -> GatewayTimeouts:
         queue_s=settings.queue.timeout_us / 1e6,
         first_token_s=settings.limits.first_token_timeout_us / 1e6,
         token_s=settings.limits.token_timeout_us / 1e6,
+        answer_s=settings.limits.answer_timeout_us / 1e6,
     )
 
 

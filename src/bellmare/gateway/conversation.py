@@ -48,7 +48,7 @@ class GatewayTimeouts(msgspec.Struct, frozen=True):
     """From dispatch to the first byte of a streamed answer: a long prompt on a slow machine takes minutes."""
     token_s: float = 60.0
     """Between two reads of a streamed answer."""
-    answer_s: float = 3600.0
+    answer_s: float = 900.0
     """From dispatch to the end of an answer that is not streamed: Ollama sends nothing before (ollama.md 1.5)."""
 
 

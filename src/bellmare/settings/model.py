@@ -116,6 +116,12 @@ class LimitSettings(Section):
         alias="first_token_timeout",
         description="From dispatch to the first token. Without a GPU a prompt is read at some hundred tokens a second.",
     )
+    answer_timeout_us: Annotated[SpanUs, Duration(SECOND_US, DAY_US)] = Field(
+        default=SpanUs(900 * SECOND_US),
+        alias="answer_timeout",
+        description="From dispatch to the end of an answer that is not streamed; a worker shows nothing of it before. "
+        "Longer than clients wait (the OpenAI SDKs 10 minutes); a stuck worker is noticed so late.",
+    )
     token_timeout_us: Annotated[SpanUs, Duration(SECOND_US, DAY_US)] = Field(
         default=SpanUs(60 * SECOND_US),
         alias="token_timeout",
