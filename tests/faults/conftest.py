@@ -15,34 +15,10 @@ for place in ("integration", "unit/core"):  # their rig and their script
 from fault_proxy import FaultProxy  # noqa: E402
 from hostile_worker import HostileWorker  # noqa: E402
 from recording_worker import RecordingWorker  # noqa: E402
-from rig import Gateway, Process, Sim, start_gateway, start_sim  # noqa: E402
+from rig import Gateway, start_gateway  # noqa: E402
+from shared_fixtures import *  # noqa: E402, F403 pytest finds fixtures by their names
 
 Start = Callable[..., Awaitable[Any]]
-
-
-def pytest_asyncio_loop_factories() -> dict[str, Any]:
-    import uvloop
-
-    return {"uvloop": uvloop.new_event_loop}
-
-
-@pytest.fixture(autouse=True)
-async def _gate(leak_gate: list[dict[str, Any]]) -> AsyncIterator[None]:
-    yield
-
-
-@pytest.fixture
-async def sim(_gate: None) -> AsyncIterator[Start]:
-    """Start a simulated worker; keyword arguments are of ``SimConfig``."""
-    sims: list[Sim] = []
-
-    async def start(**config: Any) -> Sim:
-        sims.append(await start_sim(**config))
-        return sims[-1]
-
-    yield start
-    for one in sims:
-        await one.server.close()
 
 
 @pytest.fixture
@@ -105,17 +81,3 @@ async def gateway(hostile: Start, recorded: Start, proxy: Start) -> AsyncIterato
         if not one.closed:
             await one.back_to_baseline()
             await one.close()
-
-
-@pytest.fixture
-def process() -> Any:
-    """Start a simulated worker as a process of its own, to be killed."""
-    started: list[Process] = []
-
-    def start(port: int = 0, *, time_scale: float = 0.02) -> Process:
-        started.append(Process(port, time_scale=time_scale))
-        return started[-1]
-
-    yield start
-    for one in started:
-        one.kill()

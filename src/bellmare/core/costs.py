@@ -128,6 +128,13 @@ def service_estimate_us(fleet: Fleet, model: Model) -> SpanUs:
     return model.service_us or fleet.state.service_us or SERVICE_US
 
 
+def note_service(fleet: Fleet, model: Model, took_us: int) -> None:
+    """A request of the model held a slot for so long, from its dispatch to the end of a whole answer."""
+    took_us = max(1, took_us)
+    model.service_us = SpanUs(average(model.service_us, took_us))
+    fleet.state.service_us = SpanUs(average(fleet.state.service_us, took_us))
+
+
 def prefill_left_us(worker: Worker, *, prompt_tokens: int, spent_us: int) -> int:
     """How much longer an aborted prefill keeps its slot busy."""
     rate = worker.prefill_tokens_per_s or PREFILL_TOKENS_PER_S

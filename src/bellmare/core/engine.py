@@ -28,7 +28,7 @@ from bellmare.core import (
 )
 from bellmare.core.check import check
 from bellmare.core.config import CoreConfig
-from bellmare.core.costs import average, lower_least, predicted_wait_us, service_estimate_us
+from bellmare.core.costs import average, lower_least, note_service, predicted_wait_us, service_estimate_us
 from bellmare.core.decisions import (
     CacheState,
     Decision,
@@ -366,10 +366,7 @@ class Engine:
         place = fleet.runner_of(request)
         queueing.free_slot(fleet, request, aborted=False)
         if event.outcome is Outcome.completed:
-            took_us = fleet.now_us - request.dispatched_us
-            model = fleet.state.models[request.model]
-            model.service_us = SpanUs(average(model.service_us, max(1, took_us)))
-            fleet.state.service_us = SpanUs(average(fleet.state.service_us, max(1, took_us)))
+            note_service(fleet, fleet.state.models[request.model], fleet.now_us - request.dispatched_us)
             if place is not None and request.first_token_us < 0:
                 self._went_well(place[0])
             if fleet.state.suspects and request.fingerprint:

@@ -9,7 +9,7 @@ order of models is not kept: whoever changes between them faster than that follo
 """
 
 from bellmare.core import demand, hints
-from bellmare.core.costs import average, service_estimate_us
+from bellmare.core.costs import note_service, service_estimate_us
 from bellmare.core.decisions import CacheState, Decision, Dispatch
 from bellmare.core.events import Outcome, RequestArrived, RequestFinished
 from bellmare.core.fleet import Fleet, Timer
@@ -89,7 +89,9 @@ class Express:
         state.next_seq += 1
         state.retries.first += 1
         fleet.live[burst.model] += 1
-        fleet.turns[burst.model].ran_at_once(request, model.service_us or service_estimate_us(fleet, model))
+        turns = fleet.turns[burst.model]
+        turns.began(request)
+        turns.charge(request, service_estimate_us(fleet, model))
         runner.in_flight[event.request] = None
         runner.used_us = now_us
         fleet.shift_open(worker, runner)
@@ -121,16 +123,13 @@ class Express:
         spent_us = now_us - request.dispatched_us
         del state.requests[event.request], in_flight[event.request]
         fleet.live[request.model] -= 1
-        fleet.turns[request.model].ran(request, spent_us)
+        fleet.turns[request.model].ended(request, spent_us)
         runner.used_us = now_us
         fleet.shift_open(worker, runner)
-        counters = state.counters
-        counters["completed"] = counters.get("completed", 0) + 1
+        fleet.count(_COMPLETED.value)
         if request.first_token_us < 0:
             worker.breaker.good += 1
-        took_us = spent_us if spent_us > 0 else 1
-        model.service_us = SpanUs(average(model.service_us, took_us))
-        state.service_us = SpanUs(average(state.service_us, took_us))
+        note_service(fleet, model, spent_us)
         return []
 
     @staticmethod

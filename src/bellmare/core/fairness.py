@@ -226,47 +226,6 @@ class Turns:
         if flow is not None:
             turns.refile(flow)
 
-    def ran_at_once(self, request: Request, span_us: SpanUs) -> None:
-        """As ``began`` and ``charge``, for one that came while nobody waited for the model."""
-        turns, tenant = self._lanes.get(request.priority), request.tenant
-        if turns is None:
-            self.began(request)
-            self.charge(request, span_us)
-            return
-        lane = turns.lane
-        account = lane.accounts.get(tenant)
-        if account is None:
-            served = max(lane.virtual, lane.idle.pop(tenant, 0)) if lane.idle else lane.virtual
-            account = lane.accounts[tenant] = Account(served=served, live=1)
-        else:
-            account.live += 1
-        if account.served > lane.virtual:
-            lane.virtual = account.served
-        else:
-            account.served = lane.virtual
-        request.charged_us = span_us
-        account.served += span_us * SHARE_UNIT // (self._weights.get(tenant, 1) if self._weights else 1)
-
-    def ran(self, request: Request, spent_us: int) -> None:
-        """As ``settle`` and ``ended``, for one that ran to its end while nobody waited for the model."""
-        turns, tenant = self._lanes[request.priority], request.tenant
-        lane = turns.lane
-        account = lane.accounts[tenant]
-        if request.charged_us >= 0:
-            weight = self._weights.get(tenant, 1) if self._weights else 1
-            account.served = max(0, account.served + (spent_us - request.charged_us) * SHARE_UNIT // weight)
-            request.charged_us = SETTLED
-        account.live -= 1
-        if account.live:
-            return
-        del lane.accounts[tenant]
-        if turns.flows:
-            turns.flows.pop(tenant, None)
-        if not lane.accounts:
-            lane.idle.clear()
-        elif account.served > lane.virtual:
-            turns.remember(tenant, account.served)
-
     def settle(self, request: Request, spent_us: int) -> None:
         """It runs no more: what was charged becomes what it took. Once only, however often it is called."""
         if request.charged_us >= 0:

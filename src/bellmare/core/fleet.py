@@ -370,39 +370,26 @@ class Fleet:
         place = (worker.index, runner.model)
         if ready is not (place in self._ready_key):
             self._refresh_ready(place, slots if ready else 0)
+        self._file_open(place, key)
+
+    def shift_open(self, worker: Worker, runner: Runner) -> None:
+        """As ``refresh_open``, for a ready runner without a cap of which only the number of slots taken has changed."""
+        slots, used = runner.slots, len(runner.in_flight) + len(runner.zombies)
+        self._file_open((worker.index, runner.model), used * 1000 // slots if used < slots else -1)
+
+    def _file_open(self, place: tuple[int, ModelId], key: int) -> None:
+        """Where a runner belongs by its load; -1: nowhere."""
         old = self._open_key.get(place, -1)
         if key == old:
             return
-        entries = self.open[runner.model]
+        index, entries = place[0], self.open[place[1]]
         if old >= 0:
-            del entries[bisect_left(entries, (old, worker.index))]
+            del entries[bisect_left(entries, (old, index))]
         if key >= 0:
-            insort(entries, (key, worker.index))
+            insort(entries, (key, index))
             self._open_key[place] = key
         else:
             del self._open_key[place]
-
-    def shift_open(self, worker: Worker, runner: Runner) -> None:
-        """As ``refresh_open``, for a ready runner of which only the number of slots taken has changed."""
-        slots, used = runner.slots, len(runner.in_flight) + len(runner.zombies)
-        key = used * 1000 // slots if used < slots else -1
-        index, place = worker.index, (worker.index, runner.model)
-        old = self._open_key.get(place, -1)
-        if key == old:
-            return
-        entries = self.open[runner.model]
-        if key < 0:
-            del self._open_key[place]
-            del entries[bisect_left(entries, (old, index))]
-            return
-        self._open_key[place] = key
-        if old < 0:
-            insort(entries, (key, index))
-        elif len(entries) == 1:
-            entries[0] = (key, index)
-        else:
-            del entries[bisect_left(entries, (old, index))]
-            insort(entries, (key, index))
 
     def _refresh_others(self, worker: Worker, runner: Runner) -> None:
         for other in worker.runners.values():

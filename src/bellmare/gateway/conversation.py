@@ -19,7 +19,7 @@ from bellmare.core.events import (
     RequestCancelled,
     RequestFinished,
 )
-from bellmare.core.units import InstantUs, RequestId, WorkerId
+from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
 from bellmare.gateway.errands import Errand, Stamp
 from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, is_crash, public_text, status_within
@@ -305,7 +305,7 @@ class Conversation(msgspec.Struct, eq=False):
             self._cut(SHUTTING_DOWN)
         else:
             status = 503
-            self._respond_error(status, SHUTTING_DOWN, headers=[(b"retry-after", b"1"), (b"retry-after-ms", b"1000")])
+            self._respond_error(status, SHUTTING_DOWN, headers=replies.retry_headers(SECOND_US))
         self.desk.driver.feed(RequestCancelled(request=self.request))
         self._end("cancelled", status)
 

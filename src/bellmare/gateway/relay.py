@@ -3,6 +3,7 @@
 It decides nothing and reads nothing but heads; the other process queues, answers and accounts.
 """
 
+from bellmare.core.units import SECOND_US
 from bellmare.gateway import replies
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
@@ -71,7 +72,7 @@ class _Passed:
             exchange.abort()  # what was sent is a part only: the client must see that
             return
         body = render_error(replies.dialect_of(exchange.request.path), 503, NOT_REACHED)
-        exchange.respond(503, [replies.JSON, (b"retry-after", b"1"), (b"retry-after-ms", b"1000")], body)
+        exchange.respond(503, [replies.JSON, *replies.retry_headers(SECOND_US)], body)
 
     def on_disconnect(self) -> None:
         if self._call is not None:

@@ -174,18 +174,15 @@ class UpstreamConnection(asyncio.Protocol):
             return
         call.active = self._received = True
         if self.head_received:
-            begin = data.find(b"\r\n") + 2
             chunks = self._chunks
-            if (
-                len(data) == begin + SIZE_LINES.get(data[:begin], -9) + 2
-                and chunks is not None
-                and chunks.between
-                and data.endswith(b"\r\n")
-            ):  # one chunk and no more, as a worker's tokens come
-                relay = call.relay
-                if relay is None or not relay(data):
-                    call.receiver.on_data(data[begin:-2])
-                return
+            if chunks is not None and chunks.between:
+                begin = data.find(b"\r\n") + 2
+                if len(data) == begin + SIZE_LINES.get(data[:begin], -9) + 2 and data.endswith(b"\r\n"):
+                    # One chunk and no more, as a worker's tokens come.
+                    relay = call.relay
+                    if relay is None or not relay(data):
+                        call.receiver.on_data(data[begin:-2])
+                    return
         elif not self._buffer:
             known = self._upstream.known
             if known is not None and not call.head_only:
