@@ -12,7 +12,7 @@ from math import inf
 import msgspec
 
 from bellmare.http.call import Call, Receiver, UpstreamError, UpstreamFailure, UpstreamFailureKind
-from bellmare.http.messages import KIB, Headers, Response
+from bellmare.http.messages import KIB, Headers, Response, header_lines
 from bellmare.http.repeats import KnownHead
 from bellmare.http.upstream_connection import Answered, UpstreamConnection
 
@@ -213,8 +213,7 @@ class Upstream:
     def _render(self, method: str, path: str, *, body: bytes | list[bytes], headers: Headers) -> bytes | list[bytes]:
         target = self._base_path + path
         assert _METHOD.fullmatch(method) and _TARGET.fullmatch(target), "request line from outside"
-        lines = b"".join([b"%b: %b\r\n" % (name, value) for name, value in headers])
-        assert lines.count(b"\n") == lines.count(b"\r") == len(headers), "line break in a request header"
+        lines = header_lines(headers)
         framing = b""
         if body:
             size = len(body) if isinstance(body, bytes) else sum(map(len, body))

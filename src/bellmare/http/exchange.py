@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import msgspec
 
-from bellmare.http.messages import STATUS_TEXT, HeaderLines, Headers, Refusal, Request
+from bellmare.http.messages import STATUS_TEXT, HeaderLines, Headers, Refusal, Request, header_lines
 
 if TYPE_CHECKING:
     from bellmare.http.connection import Connection
@@ -54,14 +54,8 @@ class Application(Protocol):
 
 def render_head(status: int, headers: Headers | HeaderLines, framing: bytes) -> bytes:
     """The bytes of a response's head. ``framing`` are the server's own header lines, each with its CRLF."""
-    if isinstance(headers, HeaderLines):
-        return b"%b%b%b\r\n" % (_STATUS_LINE[status], headers, framing)
-    parts = [_STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status]
-    for name, value in headers:
-        parts += (name, b": ", value, b"\r\n")
-    lines = b"".join(parts)
-    assert lines.count(b"\n") == lines.count(b"\r") == len(headers) + 1, "line break in a response header"
-    return lines + framing + b"\r\n"
+    lines = headers if isinstance(headers, HeaderLines) else header_lines(headers)
+    return b"%b%b%b\r\n" % (_STATUS_LINE.get(status) or b"HTTP/1.1 %d \r\n" % status, lines, framing)
 
 
 class Exchange(msgspec.Struct, eq=False):
