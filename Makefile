@@ -6,8 +6,10 @@ JOBS ?= 2
 ARGS ?=
 TESTS ?=
 # 7 days: a package that was taken over is mostly found within one.
-LOCK := $(BIN)/uv pip compile pyproject.toml --quiet --universal --python-version 3.11 --extra embedded --group build \
+LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --exclude-newer "7 days" --custom-compile-command "make lock"
+RUN_SET := pyproject.toml --extra embedded --extra tokens --group build
+CLIENTS := tests/contract/clients/requirements
 
 .PHONY: help up test fast check format simulate mutants rude bench-core bench-proxy soak lock docs clean
 
@@ -34,11 +36,14 @@ help:
 .venv/.dev: requirements-dev.lock pyproject.toml
 	@tools/setup.sh dev
 
+.venv-clients/.done: tests/contract/clients/requirements.lock
+	@tools/setup.sh clients
+
 up: .venv/.run
 	@exec $(BIN)/bellmare up $(ARGS)
 
 # One file stays on one worker: engines and servers are started once per module.
-test: .venv/.dev
+test: .venv/.dev .venv-clients/.done
 	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile --durations 10 $(ARGS) $(TESTS)
 
 fast: .venv/.dev
@@ -80,9 +85,10 @@ docs: .venv/.dev
 
 # uv itself comes from the dev lock. The run set is fixed first and constrains the dev set, so that both agree.
 lock: .venv/.dev
-	$(LOCK) $(ARGS) -o requirements.lock
-	$(LOCK) $(ARGS) --extra traces --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) $(RUN_SET) $(ARGS) -o requirements.lock
+	$(LOCK) $(RUN_SET) $(ARGS) --extra traces --group dev -c requirements.lock -o requirements-dev.lock
+	$(LOCK) $(CLIENTS).in $(ARGS) -o $(CLIENTS).lock
 
 clean:
-	rm -rf .venv build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv .venv-clients build dist src/*.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

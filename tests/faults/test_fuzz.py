@@ -19,7 +19,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from raw_client import split_answers
 
-from bellmare.gateway.translate import Native, OpenAIStream
+from bellmare.gateway.translate import DialectStream, Native
 from bellmare.http.call import Call
 from bellmare.http.client import DEFAULT_UPSTREAM_LIMITS
 from bellmare.http.connection import Connection
@@ -29,6 +29,7 @@ from bellmare.http.upstream_connection import UpstreamConnection
 from bellmare.protocols.errors import BadAnswer, InvalidRequest
 from bellmare.protocols.jsonbody import check_object
 from bellmare.protocols.ndjson import LineGate, LineSplitter, LineTooLong
+from bellmare.protocols.openai_stream import ChatStream
 
 pytestmark = pytest.mark.slow
 
@@ -370,8 +371,8 @@ def translated(make: Any, pieces: list[bytes]) -> tuple[bytes, Any, Any]:
     return out, translator.error, translator.final
 
 
-def openai() -> OpenAIStream:
-    return OpenAIStream(completion_id="c", created_s=0, model="m", include_usage=True)
+def openai() -> DialectStream:
+    return DialectStream(ChatStream(completion_id="c", created_s=0, model="m", include_usage=True))
 
 
 @FUZZ

@@ -12,7 +12,8 @@ from raw_client import Rude, split_answers
 from rig import Gateway, begin, until
 
 from bellmare.core.events import RequestArrived
-from bellmare.gateway import errands
+from bellmare.gateway.errands import native, openai
+from bellmare.gateway.errands.errand import prepare
 from bellmare.gateway.parsing import INLINE_BYTES_MAX
 from bellmare.protocols.jsonbody import ESCAPES_MAX
 
@@ -140,11 +141,11 @@ async def test_a_large_request_is_served_like_a_small_one(recorded, gateway):
     assert running.service.gateway.large_bodies.waiting == 0
 
 
-@pytest.mark.parametrize("parse", [errands.chat, errands.chat_completions])
+@pytest.mark.parametrize("parse", [native.chat, openai.chat_completions])
 def test_a_body_encoded_ahead_is_what_would_be_encoded_at_dispatch(parse):
     message = {"role": "user", "content": '"num_ctx":1,\\"num_ctx\\":2 \u00e4'}
     errand = parse(json.dumps({"model": "a:1", "messages": [message], "options": {"num_ctx": 5}}).encode())
-    prepared = errands.prepare(errand)
+    prepared = prepare(errand)
     for num_ctx in (1, 4096, 1_000_000):
         assert b"".join(prepared.body(num_ctx)) == errand.body(num_ctx)
         assert json.loads(errand.body(num_ctx))["options"]["num_ctx"] == num_ctx

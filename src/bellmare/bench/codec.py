@@ -11,9 +11,9 @@ from collections.abc import Callable
 
 import msgspec
 
-from bellmare.gateway import errands
-from bellmare.gateway.errands import Errand, Stamp
-from bellmare.gateway.translate import Native, OpenAIBody, OpenAIStream, Plain
+from bellmare.gateway.errands import native, openai
+from bellmare.gateway.errands.errand import Errand, Stamp
+from bellmare.gateway.translate import Native, Plain
 from bellmare.protocols.ollama import encode_for_worker
 
 ROUNDS = 7
@@ -55,13 +55,13 @@ def bodies() -> dict[str, tuple[Callable[[bytes], Errand], bytes]]:
     """The requests that are measured, by name: their parser and their body."""
     chat = {"model": _MODEL, "messages": _MESSAGES, "stream": False, "options": _OPTIONS}
     generate = {"model": _MODEL, "prompt": "word " * 175, "stream": False, "options": _OPTIONS}
-    openai = {"model": _MODEL, "messages": _MESSAGES, "stream": True, "temperature": 0.7, "max_tokens": 128}
+    completions = {"model": _MODEL, "messages": _MESSAGES, "stream": True, "temperature": 0.7, "max_tokens": 128}
     return {
-        "chat": (errands.chat, _written(chat)),
-        "chat, with blanks": (errands.chat, _written(chat, blanks=True)),
-        "chat, unknown field": (errands.chat, _written({**chat, "x": "y"})),
-        "generate": (errands.generate, _written(generate)),
-        "chat/completions": (errands.chat_completions, _written(openai)),
+        "chat": (native.chat, _written(chat)),
+        "chat, with blanks": (native.chat, _written(chat, blanks=True)),
+        "chat, unknown field": (native.chat, _written({**chat, "x": "y"})),
+        "generate": (native.generate, _written(generate)),
+        "chat/completions": (openai.chat_completions, _written(completions)),
     }
 
 
@@ -72,7 +72,8 @@ def _plain() -> bytes:
 
 
 def _openai_body() -> bytes:
-    body = OpenAIBody(completion_id="chatcmpl-1", created_s=_STAMP.created_s, model=_MODEL)
+    parse, wanted = bodies()["chat/completions"]
+    body = parse(wanted.replace(b'"stream":true', b'"stream":false')).translator(_STAMP)
     body.feed(WHOLE)
     return body.end()
 
@@ -94,10 +95,11 @@ def cases() -> dict[str, tuple[Callable[[], object], int]]:
     for name in ("chat", "generate", "chat/completions"):
         parse, body = requests[name]
         found[f"for the worker {name}"] = (_encoding(parse(body)), len(body))
-    native = Native()
-    events = OpenAIStream(completion_id="chatcmpl-1", created_s=_STAMP.created_s, model=_MODEL, include_usage=False)
+    lines = Native()
+    parse, body = requests["chat/completions"]
+    events = parse(body).translator(_STAMP)
     events.feed(TOKEN)
-    found["token, native"] = (lambda: native.feed(TOKEN), len(TOKEN))
+    found["token, native"] = (lambda: lines.feed(TOKEN), len(TOKEN))
     found["token, as an event"] = (lambda: events.feed(TOKEN), len(TOKEN))
     found["last line, native"] = (lambda: Native().feed(WHOLE), len(WHOLE))
     found["answer, native"] = (_plain, len(WHOLE))

@@ -9,11 +9,12 @@ import msgspec
 
 from bellmare.core.events import ModelReleased, Priority
 from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
-from bellmare.gateway import errands, replies
+from bellmare.gateway import replies
 from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.catalogue import Catalogue
 from bellmare.gateway.conversation import SHUTTING_DOWN, Conversation, GatewayTimeouts
-from bellmare.gateway.errands import Errand
+from bellmare.gateway.errands import native, openai
+from bellmare.gateway.errands.errand import Errand
 from bellmare.gateway.faults import STATUS_LEFT
 from bellmare.gateway.guard import LOOPBACK_GUARD, Guard
 from bellmare.gateway.hinting import Hinting, next_models
@@ -116,11 +117,11 @@ class Gateway:
             "/v1/models": Route(("GET",), catalogue.models),
             "/api/prepare": Route(("POST",), self.hinting.prepare),
             "/v1/prepare": Route(("POST",), self.hinting.prepare),
-            "/api/generate": self._infer(errands.generate, body),
-            "/api/chat": self._infer(errands.chat, body),
-            "/api/embed": self._infer(errands.embed, body),
-            "/api/embeddings": self._infer(errands.embeddings, body),
-            "/v1/chat/completions": self._infer(errands.chat_completions, body),
+            "/api/generate": self._infer(native.generate, body),
+            "/api/chat": self._infer(native.chat, body),
+            "/api/embed": self._infer(native.embed, body),
+            "/api/embeddings": self._infer(native.embeddings, body),
+            "/v1/chat/completions": self._infer(openai.chat_completions, body),
         }
 
     # ------------------------------------------------------------------ http.Application

@@ -21,7 +21,7 @@ from bellmare.core.events import (
 )
 from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
-from bellmare.gateway.errands import Errand, Stamp
+from bellmare.gateway.errands.errand import Errand, Stamp
 from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, is_crash, public_text, status_within
 from bellmare.gateway.fingerprint import fingerprint
 from bellmare.gateway.translate import Native, TooLong, Translator

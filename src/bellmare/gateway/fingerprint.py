@@ -7,7 +7,7 @@ alike. Made only when a runner has died or something is suspected: most requests
 import secrets
 from hashlib import blake2b
 
-from bellmare.gateway.errands import Errand
+from bellmare.gateway.errands.errand import Errand
 from bellmare.protocols.ollama import encode_for_worker
 
 FINGERPRINT_BYTES = 9

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
-from bellmare.gateway.errands import Errand, prepare
+from bellmare.gateway.errands.errand import Errand, prepare
 from bellmare.http.exchange import Exchange
 
 INLINE_BYTES_MAX = 256 << 10

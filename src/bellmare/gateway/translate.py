@@ -12,7 +12,6 @@ from bellmare.http.messages import HeaderLines, header_lines
 from bellmare.protocols.errors import BadAnswer, Dialect, stream_error
 from bellmare.protocols.ndjson import LineGate, LineSplitter
 from bellmare.protocols.ollama import Final, decode_closing, decode_final, first_error
-from bellmare.protocols.openai_stream import ChatStream, completion
 
 BODY_BYTES_MAX = 64 << 20
 """Of an answer that is not streamed."""
@@ -153,35 +152,51 @@ class Plain:
         return b""
 
 
-class OpenAIBody(Plain):
-    """One chat completion, written when the native answer is complete."""
+class StreamCodec(Protocol):
+    """A dialect's stream, fed with the native lines of one answer; pure, in ``protocols``.
 
-    def __init__(self, *, completion_id: str, created_s: int, model: str) -> None:
+    States: open, then ``finished`` (the last line came and what closes the dialect's stream was given) or ``failed``.
+    """
+
+    finished: bool
+    failed: bool
+    error: str
+    """Why it failed, for the log."""
+
+    def line(self, native_line: bytes) -> bytes:
+        """The events for one native line, without its terminator; may be empty."""
+
+    def cut(self, message: str) -> bytes:
+        """The events that end a stream which failed after its first byte; nothing may follow them."""
+
+
+class DialectBody(Plain):
+    """One object in a dialect, written when the native answer is complete."""
+
+    def __init__(self, write: Callable[[bytes], bytes]) -> None:
+        """``write``: from the whole native answer to the dialect's. May raise BadAnswer."""
         super().__init__()
-        self._id, self._created_s, self._model = completion_id, created_s, model
+        self._write = write
 
     def end(self) -> bytes:
         body = super().end()
-        if self.error is not None:
-            return b""
-        return completion(body, completion_id=self._id, created_s=self._created_s, model=self._model)
+        return b"" if self.error is not None else self._write(body)
 
 
-class OpenAIStream:
-    """Chat completion chunks as server-sent events."""
+class DialectStream:
+    """A native stream as server-sent events of a dialect."""
 
     streams = True
     headers = header_lines([EVENTS, (b"cache-control", b"no-cache")])
 
-    def __init__(self, *, completion_id: str, created_s: int, model: str, include_usage: bool) -> None:
+    def __init__(self, codec: StreamCodec) -> None:
         self.error: str | None = None
         self.final: Final | None = None
         self._lines = LineSplitter(line_bytes_max=LINE_BYTES_MAX)
-        self._chunks = ChatStream(
-            completion_id=completion_id, created_s=created_s, model=model, include_usage=include_usage
-        )
+        self._codec = codec
 
     def feed(self, data: bytes) -> bytes:
+        codec = self._codec
         out: list[bytes] = []
         for line in self._lines.feed(data):
             if self.error is not None or self.final is not None:
@@ -189,12 +204,12 @@ class OpenAIStream:
             self.error = first_error(line) if b'"error"' in line else None
             if self.error is not None:
                 break
-            events = self._chunks.line(line)
-            if self._chunks.failed:
-                self.error = self._chunks.error
+            events = codec.line(line)
+            if codec.failed:
+                self.error = codec.error
                 break
             out.append(events)
-            if self._chunks.finished:
+            if codec.finished:
                 self.final = decode_final(line)
         return b"".join(out)
 
@@ -202,4 +217,4 @@ class OpenAIStream:
         return b""
 
     def cut(self, message: str) -> bytes:
-        return stream_error(Dialect.openai, message)
+        return self._codec.cut(message)

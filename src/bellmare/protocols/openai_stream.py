@@ -130,6 +130,11 @@ class ChatStream:
             events.append(self._finish(answer))
         return b"".join(events)
 
+    @staticmethod
+    def cut(message: str) -> bytes:
+        """The one event that ends a stream which failed after its first byte; nothing may follow it."""
+        return stream_error(Dialect.openai, message)
+
     def _fail(self, text: str) -> bytes:
         self.failed = True
         self.error = text

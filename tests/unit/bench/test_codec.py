@@ -5,8 +5,9 @@ import json
 import pytest
 
 from bellmare.bench import codec
-from bellmare.gateway.translate import Native, OpenAIStream
+from bellmare.gateway.translate import DialectStream, Native
 from bellmare.protocols.ollama_requests import _parse_chat, _parse_generate
+from bellmare.protocols.openai_stream import ChatStream
 
 
 def test_it_prints_every_codec_as_one_json_object(capsys):
@@ -46,5 +47,5 @@ def test_its_answers_are_whole():
     assert native.feed(codec.WHOLE) == codec.WHOLE
     assert native.final is not None
     assert native.final.eval_count == 25
-    events = OpenAIStream(completion_id="c", created_s=1, model="m", include_usage=False)
+    events = DialectStream(ChatStream(completion_id="c", created_s=1, model="m", include_usage=False))
     assert json.loads(events.feed(codec.TOKEN)[6:])["choices"][0]["delta"]["content"] == " word"

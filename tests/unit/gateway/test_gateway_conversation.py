@@ -12,8 +12,8 @@ from bellmare.core.decisions import Observe
 from bellmare.core.engine import Engine
 from bellmare.core.events import LoadedModel, StoredModel, WorkerAdded, WorkerKind, WorkerObserved
 from bellmare.core.units import Bytes, InstantUs, ModelId, RequestId, WorkerId
-from bellmare.gateway import errands
 from bellmare.gateway.conversation import Conversation, GatewayTimeouts
+from bellmare.gateway.errands import native, openai
 from bellmare.http.call import UpstreamFailure, UpstreamFailureKind
 from bellmare.http.messages import Request
 from bellmare.runtime.clock import Clock
@@ -131,7 +131,7 @@ class Desk:
         return sum(len(runner.in_flight) for worker in state.workers.values() for runner in worker.runners.values())
 
 
-def talk(desk: Desk, parse: Any = errands.chat, **fields: Any) -> tuple[Client, Conversation, Worker]:
+def talk(desk: Desk, parse: Any = native.chat, **fields: Any) -> tuple[Client, Conversation, Worker]:
     """Begin a conversation; it is at a worker when this returns."""
     body = {"model": "m", "messages": [{"role": "user", "content": "hi"}], **fields}
     client = Client()
@@ -204,7 +204,7 @@ async def test_a_break_after_the_first_byte_is_one_error_frame_and_never_retried
     assert over(desk, "failed").attempts == 1
 
 
-@pytest.mark.parametrize("parse", [errands.chat, errands.chat_completions])
+@pytest.mark.parametrize("parse", [native.chat, openai.chat_completions])
 @pytest.mark.parametrize("kind", [UpstreamFailureKind.reset, UpstreamFailureKind.stalled])
 async def test_an_answer_that_is_whole_is_complete_however_the_connection_ends(
     parse: Any, kind: UpstreamFailureKind
@@ -229,7 +229,7 @@ async def test_a_silent_end_is_told() -> None:
 
 async def test_tool_arguments_that_are_no_utf8_end_the_request_like_any_other() -> None:
     desk = Desk()
-    client, _, worker = talk(desk, errands.chat_completions, stream=False)
+    client, _, worker = talk(desk, openai.chat_completions, stream=False)
     call = b'{"function":{"name":"f","arguments":{"x":"\xff"}}}'
     worker.answers(FINAL.replace(b'"content":""', b'"content":"","tool_calls":[' + call + b"]").strip())
     assert client.finished

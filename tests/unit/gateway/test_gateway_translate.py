@@ -6,9 +6,18 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellmare.gateway.translate import BODY_BYTES_MAX, LINE_BYTES_MAX, Native, OpenAIBody, OpenAIStream, Plain, TooLong
+from bellmare.gateway.translate import (
+    BODY_BYTES_MAX,
+    LINE_BYTES_MAX,
+    DialectBody,
+    DialectStream,
+    Native,
+    Plain,
+    TooLong,
+)
 from bellmare.protocols.errors import BadAnswer
 from bellmare.protocols.ndjson import LineTooLong
+from bellmare.protocols.openai_stream import ChatStream, completion
 
 
 def token(text: str) -> bytes:
@@ -31,8 +40,8 @@ FINAL = (
 ERROR = b'{"error":"an error was encountered while running the model: unexpected EOF"}\n'
 
 
-def openai_stream() -> OpenAIStream:
-    return OpenAIStream(completion_id="chatcmpl-1", created_s=1, model="m", include_usage=True)
+def openai_stream() -> DialectStream:
+    return DialectStream(ChatStream(completion_id="chatcmpl-1", created_s=1, model="m", include_usage=True))
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 50, 10_000])
@@ -153,7 +162,7 @@ def test_an_error_line_amid_events_becomes_one_error_event() -> None:
 
 
 def test_one_completion_from_one_native_answer() -> None:
-    body = OpenAIBody(completion_id="chatcmpl-1", created_s=1, model="m")
+    body = DialectBody(lambda native: completion(native, completion_id="chatcmpl-1", created_s=1, model="m"))
     body.feed(token("hello").replace(b'"done": false', b'"done": true, "done_reason": "length", "eval_count": 1'))
     answer = json.loads(body.end())
     assert answer["choices"][0]["message"]["content"] == "hello"

@@ -1,0 +1,87 @@
+"""A parsed request, ready to be admitted, and how its answer is written."""
+
+import secrets
+from collections.abc import Callable
+
+import msgspec
+
+from bellmare.core.events import RequestKind
+from bellmare.gateway.translate import Translator
+from bellmare.protocols import ollama
+from bellmare.protocols.errors import Dialect, InvalidRequest
+from bellmare.protocols.names import named
+from bellmare.protocols.tokens import estimate_prompt_tokens
+
+
+class Stamp(msgspec.Struct, frozen=True, gc=False):
+    """What an answer carries beside the worker's words."""
+
+    public_id: str
+    created_s: int
+    model: str
+
+
+class Errand(msgspec.Struct, frozen=True, gc=False):
+    """A parsed request, ready to be admitted. It is part of no cycle, hence nothing to the garbage collector."""
+
+    dialect: Dialect
+    name: str
+    """Canonical."""
+    spelling: str
+    """The name as the client wrote it: answers repeat it."""
+    kind: RequestKind
+    stream: bool
+    native: ollama.InferenceRequest
+    upstream_path: str
+    prompt_tokens: int
+    released: bool
+    """The client only says that it needs the model no more."""
+    translator: Callable[[Stamp], Translator]
+    overridden: tuple[str, ...]
+    """Runner options that the client sent and that were replaced by the model's own shape."""
+    prepared: tuple[bytes, bytes] | None = None
+    """Of a large request: what a worker is sent, before and behind the number of its ``num_ctx``."""
+
+    def body(self, num_ctx: int) -> bytes | list[bytes]:
+        """What a worker is sent, in one piece or in several."""
+        if self.prepared is None:
+            return ollama.encode_for_worker(self.native, model=self.spelling, num_ctx=num_ctx)
+        return [self.prepared[0], b"%d" % num_ctx, self.prepared[1]]
+
+
+def prepare(errand: Errand) -> Errand:
+    """The errand with its body encoded ahead: 60 MiB take 40 ms, which must not be those of the event loop."""
+    mark = secrets.randbits(48) | 1 << 48  # nothing that a client could have put into his own text
+    body = ollama.encode_for_worker(errand.native, model=errand.spelling, num_ctx=mark)
+    before, number, behind = body.partition(b"%d" % mark)
+    assert number, "num_ctx is always sent"
+    return msgspec.structs.replace(errand, prepared=(before, behind))
+
+
+def errand_for(
+    native: ollama.InferenceRequest,
+    path: str,
+    kind: RequestKind,
+    *,
+    body: bytes,
+    dialect: Dialect,
+    translator: Callable[[Stamp], Translator],
+) -> Errand:  # tidy: what a parser has found out
+    """``path`` is the worker's route, ``body`` the client's, of which only the size counts. Raises InvalidRequest."""
+    name = named(native.model)
+    if name.cloud:
+        raise InvalidRequest(f"'{native.model}' runs on ollama.com, which this gateway does not use", status=403)
+    load = kind is RequestKind.load
+    return Errand(
+        dialect=dialect,
+        name=name.canonical,
+        spelling=name.spelling,
+        kind=kind,
+        stream=not load and ollama.stream_wanted(native),
+        native=native,
+        upstream_path=path,
+        prompt_tokens=estimate_prompt_tokens(len(body)),
+        released=load and ollama.is_unload(native),
+        translator=translator,
+        overridden=ollama.requested_reload_options(native),
+    )
