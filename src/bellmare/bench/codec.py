@@ -71,11 +71,16 @@ def _plain() -> bytes:
     return plain.end()
 
 
-def _openai_body() -> bytes:
+def _openai_body() -> Callable[[], bytes]:
     parse, wanted = bodies()["chat/completions"]
-    body = parse(wanted.replace(b'"stream":true', b'"stream":false')).translator(_STAMP)
-    body.feed(WHOLE)
-    return body.end()
+    translator = parse(wanted.replace(b'"stream":true', b'"stream":false')).translator
+
+    def run() -> bytes:
+        body = translator(_STAMP)
+        body.feed(WHOLE)
+        return body.end()
+
+    return run
 
 
 def _parsing(parse: Callable[[bytes], Errand], body: bytes) -> Callable[[], object]:
@@ -103,7 +108,7 @@ def cases() -> dict[str, tuple[Callable[[], object], int]]:
     found["token, as an event"] = (lambda: events.feed(TOKEN), len(TOKEN))
     found["last line, native"] = (lambda: Native().feed(WHOLE), len(WHOLE))
     found["answer, native"] = (_plain, len(WHOLE))
-    found["answer, chat/completions"] = (_openai_body, len(WHOLE))
+    found["answer, chat/completions"] = (_openai_body(), len(WHOLE))
     return found
 
 
