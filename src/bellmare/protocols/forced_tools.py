@@ -1,4 +1,4 @@
-"""A tool call that a client insists on, which Ollama cannot be asked for: the answer is bound to the call's JSON schema.
+"""A tool call that a client insists on, which Ollama cannot be asked for: the answer is bound to the call's schema.
 
 The request gets no tools but a ``format`` and a system text; what the model then writes is the call. Which words a
 dialect has for it is the dialect's business. The answer is taken as it is: nothing is repaired, nothing is invented.
@@ -152,9 +152,9 @@ class CallReader:
             return content, ""
         if not self.name:
             self._head += content
-            content = self._opened()
-            if self.is_text:
-                return content, ""
+            text, content = self._opened()
+            if text:
+                return text, ""
         return "", self._argument(content) if content else ""
 
     def close(self) -> str:
@@ -175,29 +175,23 @@ class CallReader:
             return False
         return True
 
-    def _opened(self) -> str:
-        """What of the head already belongs to the arguments, or is text."""
+    def _opened(self) -> tuple[str, str]:
+        """Of the head: the text that it is, or what already belongs to the arguments."""
         head = self._head
         begin = head.lstrip()
         if len(self._names) == 1:
-            if not begin:
-                return self._as_text() if len(head) > HEAD_CHARS_MAX else ""
-            if begin[0] != "{":
-                return self._as_text()
-            self.name = self._names[0]
-            return begin
-        match = _HEAD.match(head)
-        if match is not None:
-            name = _name(match.group(1))
-            if name not in self._names:
-                return self._as_text()
-            self.name = name
-            return head[match.end() :]
-        return self._as_text() if len(head) > HEAD_CHARS_MAX or begin[:1] not in ("", "{") else ""
-
-    def _as_text(self) -> str:
-        self.is_text = True
-        return self._head
+            if begin.startswith("{"):
+                self.name = self._names[0]
+                return "", begin
+        else:
+            match = _HEAD.match(head)
+            if match is not None and _name(match.group(1)) in self._names:
+                self.name = _name(match.group(1))
+                return "", head[match.end() :]
+            if match is None and begin.startswith("{") and len(head) <= HEAD_CHARS_MAX:
+                return "", ""
+        self.is_text = bool(begin) or len(head) > HEAD_CHARS_MAX
+        return (head if self.is_text else ""), ""
 
     def _argument(self, content: str) -> str:
         """The part of ``content`` up to the object's end; what follows it is nobody's."""
