@@ -41,6 +41,8 @@ class Errand(msgspec.Struct, frozen=True, gc=False):
     """Runner options that the client sent and that were replaced by the model's own shape."""
     prepared: tuple[bytes, bytes] | None = None
     """Of a large request: what a worker is sent, before and behind the number of its ``num_ctx``."""
+    thinks_if_it_can: bool = False
+    """``think`` is set, and is left out for a model that cannot think instead of being refused."""
 
     def body(self, num_ctx: int) -> bytes | list[bytes]:
         """What a worker is sent, in one piece or in several."""
@@ -52,10 +54,33 @@ class Errand(msgspec.Struct, frozen=True, gc=False):
 def prepare(errand: Errand) -> Errand:
     """The errand with its body encoded ahead: 60 MiB take 40 ms, which must not be those of the event loop."""
     mark = secrets.randbits(48) | 1 << 48  # nothing that a client could have put into his own text
-    body = ollama.encode_for_worker(errand.native, model=errand.spelling, num_ctx=mark)
+    wish = b""
+    native = errand.native
+    if errand.thinks_if_it_can:
+        wish = _wish(native)
+        native = msgspec.structs.replace(native, think=None)
+    body = ollama.encode_for_worker(native, model=errand.spelling, num_ctx=mark)
     before, number, behind = body.partition(b"%d" % mark)
     assert number, "num_ctx is always sent"
+    before = before[:1] + wish + before[1:]  # in front, where it costs nothing to take it out again
     return msgspec.structs.replace(errand, prepared=(before, behind))
+
+
+def _wish(native: ollama.InferenceRequest) -> bytes:
+    """The member ``think`` of a request, as it stands behind the first brace."""
+    assert isinstance(native, ollama.ChatRequest), "the only ones whose think is a wish"
+    return b'"think":' + msgspec.json.encode(native.think) + b","
+
+
+def without_thinking(errand: Errand) -> Errand:
+    """For a model that cannot think, of an errand that :attr:`Errand.thinks_if_it_can`."""
+    assert errand.thinks_if_it_can
+    prepared = errand.prepared
+    if prepared is not None:
+        before = prepared[0]
+        prepared = (before[:1] + before[1 + len(_wish(errand.native)) :], prepared[1])
+    native = msgspec.structs.replace(errand.native, think=None)
+    return msgspec.structs.replace(errand, native=native, prepared=prepared, thinks_if_it_can=False)
 
 
 def errand_for(
