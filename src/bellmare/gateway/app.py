@@ -4,6 +4,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import msgspec
 
@@ -13,7 +14,8 @@ from bellmare.gateway import replies
 from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.catalogue import Catalogue
 from bellmare.gateway.conversation import SHUTTING_DOWN, Conversation
-from bellmare.gateway.errands import native, openai
+from bellmare.gateway.counting import Estimate, TokenCounter, answer_count
+from bellmare.gateway.errands import anthropic, native, openai
 from bellmare.gateway.errands.errand import Errand
 from bellmare.gateway.faults import STATUS_LEFT
 from bellmare.gateway.guard import LOOPBACK_GUARD, Guard
@@ -98,6 +100,7 @@ class Gateway:
         """For requests that brought their own id, what the core calls them; the newest ``CORE_IDS_MAX``."""
         self.large_bodies = LargeBodies(lambda: accounts.refused_early(STATUS_LEFT))
         self._routes = self._table(options.body_bytes_max)
+        self.counter: TokenCounter = Estimate()
         self.relay: Relay | None = None
         """Once another process has taken over: requests for models are its to answer."""
 
@@ -126,6 +129,10 @@ class Gateway:
             "/api/embed": self._infer(native.embed, body),
             "/api/embeddings": self._infer(native.embeddings, body),
             "/v1/chat/completions": self._infer(openai.chat_completions, body),
+            "/v1/messages": self._infer(anthropic.messages, body),
+            "/v1/messages/count_tokens": Route(
+                ("POST",), self._taken(anthropic.count_tokens, self._count_tokens), body
+            ),
         }
 
     # ------------------------------------------------------------------ http.Application
@@ -170,6 +177,14 @@ class Gateway:
     # ------------------------------------------------------------------ inference
 
     def _infer(self, parse: Callable[[bytes], Errand], body_bytes_max: int) -> Route:
+        return Route(("POST",), self._taken(parse, self._take_up), body_bytes_max, inference=True)
+
+    def _taken(
+        self, parse: Callable[[bytes], Errand], take_up: Callable[[Exchange, Errand], None]
+    ) -> Callable[[Exchange], None]:
+        """An answer to requests that are parsed, beside the loop if they are large, and then taken up."""
+        parsed = partial(self._parsed, take_up)
+
         def answer(exchange: Exchange) -> None:
             request = exchange.request
             if self.relay is not None:
@@ -181,17 +196,19 @@ class Gateway:
                 except InvalidRequest as error:
                     self._refuse(exchange, error.status, error.message)
                     return
-                self._take_up(exchange, errand)
-            elif not self.large_bodies.parse(exchange, parse, self._parsed):
+                take_up(exchange, errand)
+            elif not self.large_bodies.parse(exchange, parse, parsed):
                 self._refuse(exchange, 503, BUSY_PARSING, headers=replies.retry_headers(SECOND_US))
 
-        return Route(("POST",), answer, body_bytes_max, inference=True)
+        return answer
 
-    def _parsed(self, exchange: Exchange, result: Errand | BaseException) -> None:
+    def _parsed(
+        self, take_up: Callable[[Exchange, Errand], None], exchange: Exchange, result: Errand | BaseException
+    ) -> None:
         """A large body has been parsed."""
         if isinstance(result, Errand):
             try:
-                self._take_up(exchange, result)
+                take_up(exchange, result)
                 return
             except Exception as error:  # noqa: BLE001 - what the server does around smaller requests
                 result = error
@@ -222,6 +239,19 @@ class Gateway:
             # At its arrival, not at its dispatch: its own wait is time in which the next model can be loaded.
             self.hinting.announce(ticket.models, ticket.tenant)
 
+    def _count_tokens(self, exchange: Exchange, errand: Errand) -> None:
+        """The tokens of a request that is not to be run."""
+        known = self.driver.engine.fleet.state.votes
+        try:
+            errand = self.naming.address(errand)
+        except InvalidRequest as error:
+            self._refuse(exchange, error.status, error.message)
+            return
+        if errand.name not in known:
+            self._refuse(exchange, 404, replies.not_found_text(errand.spelling, errand.name, known))
+            return
+        answer_count(exchange, errand, self.counter)
+
     def _read(self, request: Request, ticket: Ticket) -> None:
         """Take from the head what one of an inference request may say. Raises ``InvalidRequest``."""
         ticket.priority = priority_of(request)
@@ -238,7 +268,8 @@ class Gateway:
         """Answer a request that does not become one."""
         self.accounts.refused_early(status)
         dialect = replies.dialect_of(exchange.request.path)
-        exchange.respond(status, [replies.JSON, *headers], render_error(dialect, status, message))
+        begin, body = replies.error_answer(dialect, status, message)
+        exchange.respond(status, [*begin, *headers], body)
 
     def _converse(self, exchange: Exchange, errand: Errand, ticket: Ticket) -> Conversation:
         request = self._new_id()

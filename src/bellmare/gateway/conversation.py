@@ -22,15 +22,15 @@ from bellmare.core.events import (
 )
 from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
-from bellmare.gateway.errands.errand import Errand, Stamp
-from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, is_crash, public_text, status_within
+from bellmare.gateway.errands.errand import Errand, Stamp, without_thinking
+from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, THINKS_NOT, is_crash, public_text, status_within
 from bellmare.gateway.fingerprint import fingerprint
 from bellmare.gateway.translate import Native, TooLong, Translator
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
 from bellmare.http.messages import HeaderLines, header_lines
-from bellmare.protocols.errors import BadAnswer, render_error, upstream_error_text
+from bellmare.protocols.errors import BadAnswer, upstream_error_text
 from bellmare.protocols.ndjson import LineTooLong
 from bellmare.runtime.driver import Driver
 from bellmare.workers.ollama import FAULTS
@@ -262,6 +262,10 @@ class Conversation(msgspec.Struct, eq=False):
             self._try_elsewhere(FaultKind.not_found, text)
         elif is_crash(status, text):
             self._try_elsewhere(FaultKind.crashed, text)
+        elif self.errand.thinks_if_it_can and status == 400 and text.endswith(THINKS_NOT):
+            assert self.dispatched is not None, "it was a worker that answered"
+            self.errand = without_thinking(self.errand)
+            self.on_dispatch(self.dispatched)
         elif 400 <= status < 600:
             self._respond_error(status, public_text(status, text))
             fault = FaultKind.failed if status >= 500 else None
@@ -386,10 +390,11 @@ class Conversation(msgspec.Struct, eq=False):
         return headers
 
     def _respond_error(self, status: int, text: str, *, headers: replies.Headers | None = None) -> None:
-        all_headers = [replies.JSON, (b"x-request-id", self.public_id.encode()), *(headers or [])]
+        begin, body = replies.error_answer(self.errand.dialect, status, text, public_id=self.public_id)
+        all_headers = [*begin, (b"x-request-id", self.public_id.encode()), *(headers or [])]
         if self.dispatched is not None:
             all_headers.append((b"x-bellmare-worker", self.dispatched.worker.encode()))
-        self.exchange.respond(status, all_headers, render_error(self.errand.dialect, status, text))
+        self.exchange.respond(status, all_headers, body)
 
     def _drop_call(self) -> None:
         if self._call is not None:

@@ -5,9 +5,9 @@ from collections.abc import Callable, Mapping
 import msgspec
 
 from bellmare.core.events import RequestKind
-from bellmare.gateway.errands.errand import Errand
+from bellmare.gateway.errands.errand import Errand, without_thinking
 from bellmare.protocols import ollama
-from bellmare.protocols.errors import Dialect, InvalidRequest
+from bellmare.protocols.errors import InvalidRequest
 from bellmare.protocols.names import full_name
 
 COMPLETION, TOOLS, INSERT, THINKING = "completion", "tools", "insert", "thinking"
@@ -79,9 +79,9 @@ def _adapted(errand: Errand, abilities: frozenset[str]) -> Errand:
     native = errand.native
     assert isinstance(native, ollama.ChatRequest | ollama.GenerateRequest)
     if native.think and THINKING not in abilities:
-        if errand.dialect is not Dialect.anthropic:  # whose clients ask every model to think
+        if not errand.thinks_if_it_can:
             raise InvalidRequest(f'"{errand.spelling}" does not support thinking')
-        errand = msgspec.structs.replace(errand, native=msgspec.structs.replace(native, think=None), prepared=None)
+        errand = without_thinking(errand)
     chat = isinstance(native, ollama.ChatRequest)
     if COMPLETION not in abilities:
         raise InvalidRequest(f'"{errand.spelling}" does not support {"chat" if chat else "generate"}')

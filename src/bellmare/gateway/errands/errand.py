@@ -50,6 +50,8 @@ class Errand(msgspec.Struct, frozen=True, gc=False):
     """Canonical names of models that may answer in its place, the first first."""
     prepared: tuple[bytes, bytes, bytes] | None = None
     """Of a large request: what a worker is sent, around the model's name and the number of its ``num_ctx``."""
+    thinks_if_it_can: bool = False
+    """``think`` is set, and is left out for a model that cannot think instead of being refused."""
 
     def body(self, num_ctx: int) -> bytes | list[bytes]:
         """What a worker is sent, in one piece or in several."""
@@ -70,11 +72,34 @@ class Errand(msgspec.Struct, frozen=True, gc=False):
 def prepare(errand: Errand) -> Errand:
     """The errand with its body encoded ahead: 60 MiB take 40 ms, which must not be those of the event loop."""
     mark = secrets.randbits(48) | 1 << 48  # nothing that a client could have put into his own text
-    body = ollama.encode_for_worker(errand.native, model=f"{mark}-", num_ctx=mark)
+    wish = b""
+    native = errand.native
+    if errand.thinks_if_it_can:
+        wish = _wish(native)
+        native = msgspec.structs.replace(native, think=None)
+    body = ollama.encode_for_worker(native, model=f"{mark}-", num_ctx=mark)
     begin, name, rest = body.partition(b'"%d-"' % mark)
     middle, number, end = rest.partition(b"%d" % mark)
     assert name and number, "the model and num_ctx are always sent, in this order"
+    begin = begin[:1] + wish + begin[1:]  # in front, where it costs nothing to take it out again
     return msgspec.structs.replace(errand, prepared=(begin, middle, end))
+
+
+def _wish(native: ollama.InferenceRequest) -> bytes:
+    """The member ``think`` of a request, as it stands behind the first brace."""
+    assert isinstance(native, ollama.ChatRequest), "the only ones whose think is a wish"
+    return b'"think":' + msgspec.json.encode(native.think) + b","
+
+
+def without_thinking(errand: Errand) -> Errand:
+    """For a model that cannot think, of an errand that :attr:`Errand.thinks_if_it_can`."""
+    assert errand.thinks_if_it_can
+    prepared = errand.prepared
+    if prepared is not None:
+        begin = prepared[0]
+        prepared = (begin[:1] + begin[1 + len(_wish(errand.native)) :], *prepared[1:])
+    native = msgspec.structs.replace(errand.native, think=None)
+    return msgspec.structs.replace(errand, native=native, prepared=prepared, thinks_if_it_can=False)
 
 
 def errand_for(
