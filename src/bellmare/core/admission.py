@@ -4,7 +4,7 @@ from bellmare.core import poison
 from bellmare.core.costs import canonical_num_ctx, need_bytes, predicted_wait_us
 from bellmare.core.decisions import CacheState, Refusal, Reject
 from bellmare.core.events import RequestArrived
-from bellmare.core.fleet import Fleet
+from bellmare.core.fleet import CLASS_MARK, Fleet
 from bellmare.core.placement import could_ever_fit
 from bellmare.core.queueing import dispatch, enqueue, reject
 from bellmare.core.retries import earliest_retry_us
@@ -31,7 +31,7 @@ def admit(fleet: Fleet, event: RequestArrived) -> None:
         return
     request = Request(
         request=event.request,
-        name=event.name,
+        name=event.name.partition(CLASS_MARK)[0] if model.context else event.name,
         model=model.model,
         kind=event.kind,
         tenant=event.tenant,

@@ -27,6 +27,7 @@ from bellmare.core import (
     scheduler,
 )
 from bellmare.core.check import check
+from bellmare.core.classes import derive_all
 from bellmare.core.config import CoreConfig
 from bellmare.core.costs import average, lower_least, note_service, predicted_wait_us, service_estimate_us
 from bellmare.core.decisions import (
@@ -170,8 +171,8 @@ class Engine:
                 heed(decision)
         fleet.timers.clear()
         out = fleet.out
-        if len(out) == 1 and kind is RequestArrived:
-            self._express.begin(out[0])
+        if len(out) == 1 and isinstance(event, RequestArrived):
+            self._express.begin(event.name, out[0])
         self.story.record(now_us, event, out)
         return out
 
@@ -215,8 +216,9 @@ class Engine:
     def restore(cls, config: CoreConfig, snapshot: bytes) -> "Engine":
         """An engine that decides from here on as the one that wrote ``snapshot``."""
         engine = cls(config, msgspec.json.decode(snapshot, type=State))
+        derive_all(engine.fleet, *list(engine.fleet.state.models))  # the configuration may have changed meanwhile
         for model in engine.fleet.state.models.values():
-            lower_least(engine.fleet, model)  # the configuration may have changed meanwhile
+            lower_least(engine.fleet, model)
         return engine
 
     def learned(self) -> bytes:

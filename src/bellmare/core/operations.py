@@ -35,7 +35,7 @@ def ended(fleet: Fleet, event: OperationEnded) -> None:
         _unload_ended(fleet, worker, runner, event=event)
     elif runner is None:
         _ask_again(fleet, worker)
-    elif event.outcome is OperationOutcome.done and _as_asked(operation, event):
+    elif event.outcome is OperationOutcome.done and _as_asked(model, event):
         _load_done(fleet, worker, runner, end=(operation, event))
     elif operation.load_cause is LoadCause.adopt:
         _ask_again(fleet, worker)
@@ -43,9 +43,9 @@ def ended(fleet: Fleet, event: OperationEnded) -> None:
         _load_broke(fleet, worker, runner, end=(model, event))
 
 
-def _as_asked(operation: Operation, event: OperationEnded) -> bool:
+def _as_asked(model: Model, event: OperationEnded) -> bool:
     """Whether the blob that was asked for was loaded: its name may have moved to another one meanwhile."""
-    return event.loaded is None or event.loaded.model in (None, operation.model)
+    return event.loaded is None or event.loaded.model in (None, model.blob)
 
 
 def given_up(fleet: Fleet, operation_id: OperationId) -> None:
