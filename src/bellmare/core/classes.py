@@ -9,7 +9,7 @@ from bellmare.core.costs import learn_least
 from bellmare.core.events import LoadedModel
 from bellmare.core.fleet import CLASS_MARK, NO_CONFIG, Fleet
 from bellmare.core.health import change_holders
-from bellmare.core.state import Model, Runner, Worker
+from bellmare.core.state import Model, Worker
 from bellmare.core.units import InstantUs, ModelId
 
 
@@ -107,9 +107,3 @@ def left_us(fleet: Fleet, worker: Worker, model: Model) -> InstantUs:
     if not model.context and not model.classes:
         return worker.left.get(model.model, never)
     return max(worker.left.get(one.model, never) for one in fleet.family(model))
-
-
-def sibling_on(fleet: Fleet, worker: Worker, model: Model) -> Runner | None:
-    """The runner there of the model's blob with another context."""
-    held = fleet.held_on(worker, model)
-    return held if held is not None and held.model != model.model else None

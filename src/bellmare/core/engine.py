@@ -79,7 +79,7 @@ BUSY_US = SECOND_US
 """A worker that called itself busy is believed for so long: one slot less."""
 RENAMING = frozenset({WorkerAdded, WorkerObserved, WorkerRemoved, ConfigChanged})
 """Events after which a name may mean another blob; an observation only if it brings what is stored."""
-VICTIM = (UnloadCause.room, UnloadCause.ahead, UnloadCause.replica)
+VICTIM = (UnloadCause.room, UnloadCause.context, UnloadCause.ahead, UnloadCause.replica)
 """Causes of unloads for another's sake or ahead of demand: only these say something about the eviction policy."""
 
 
@@ -188,7 +188,8 @@ class Engine:
     def explain(self, subject: str) -> list[str]:
         """What was decided about a request, a model (by name or blob) or a worker, oldest first, in plain words."""
         model = self.fleet.resolve(subject)
-        return self.story.about(subject, model.model if model is not None else None, now_us=self.fleet.now_us)
+        of = tuple(one.model for one in self.fleet.meant(model)) if model is not None else ()
+        return self.story.about(subject, of, now_us=self.fleet.now_us)
 
     def position(self, request_id: RequestId) -> tuple[int, SpanUs] | None:
         """Whose turn a waiting request is (1: the next) and in about what time it will run; None if it does not wait.
@@ -422,7 +423,8 @@ class Engine:
     def _model_released(self, event: ModelReleased) -> None:
         model = self.fleet.resolve(event.name)
         if model is not None:
-            model.released_us = self.fleet.now_us
+            for one in self.fleet.meant(model):
+                one.released_us = self.fleet.now_us
 
     # ------------------------------------------------------------------ what operators set
 

@@ -274,7 +274,8 @@ class Fleet(Naming):
     # ------------------------------------------------------------------ runners and the ledger
 
     def add_runner(self, worker: Worker, runner: Runner) -> None:
-        assert runner.model not in worker.runners
+        held = self.held_on(worker, self.state.models[runner.model])
+        assert held is None, "a worker runs a blob once"
         worker.runners[runner.model] = runner
         worker.used_bytes = Bytes(worker.used_bytes + runner.bytes)
         self.state.models[runner.model].copies[worker.worker] = None

@@ -124,6 +124,13 @@ class Naming:
         for class_id in base.classes:
             yield models[class_id]
 
+    def meant(self, model: Model) -> Iterator[Model]:
+        """What who names it without saying more means: a class that one alone, the canonical one with all classes."""
+        if model.context:
+            yield model
+        else:
+            yield from self.family(model)
+
     def held_on(self, worker: Worker, model: Model) -> Runner | None:
         """The runner of the model's blob on that worker, in whichever class and residency; there is one at most."""
         if not model.context and not model.classes:

@@ -160,11 +160,16 @@ def _take_loaded(fleet: Fleet, worker: Worker, event: WorkerObserved) -> None:
         if model is None:
             foreign += loaded.bytes + worker.unshown_bytes  # a runner all the same
             continue
+        held = fleet.held_on(worker, model)
         if model.classes:
-            held = fleet.held_on(worker, model)
             younger = held is not None and _newer(fleet, worker, held, started_us=event.started_us)
             model = classes.seen_as(fleet, worker, model, loaded=loaded, younger=younger)
         seen[model.model] = None
+        if held is not None and held.model != model.model:  # somebody else has loaded it anew, with another context
+            fleet.count("found_gone")
+            fleet.move(worker, held, Cue.gone)
+            _adopt(fleet, worker, model, loaded=loaded)
+            continue
         _take_one(fleet, worker, model, sight=(loaded, event.started_us))
     worker.foreign_bytes = Bytes(foreign)
     for runner in list(worker.runners.values()):
