@@ -86,6 +86,22 @@ class Counter:
         pending.timer = asyncio.get_running_loop().call_later(VOCABULARY_WAIT_S, go_on)
         return pending
 
+    def figures(self) -> dict[str, int]:
+        """For the metrics."""
+        library = self.library
+        return {
+            "vocabularies": len(library),
+            "vocabulary_bytes": library.size_bytes,
+            "vocabulary_failures": library.failures,
+            "counts_waiting": self.waiting,
+            "count_overloads": self.overloads,
+            "count_timeouts": self.late,
+        }
+
+    def overhead(self, name: str) -> int:
+        """Tokens that a request for ``name`` has at most beyond its bytes, without tools and images. Quick."""
+        return self.library.overhead(name)
+
     def learn(self, name: str, request: Prompted, count: Count, *, tokens: int) -> float | None:
         """``tokens`` is what a worker counted of the whole prompt. How far ``count`` was off, as a share."""
         reading = self.library.reading(name)

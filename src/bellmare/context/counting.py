@@ -35,6 +35,8 @@ class Count(msgspec.Struct, frozen=True):
     """By the tokeniser alone, before what was learned of the template: what there is to learn from. 0 if it was not."""
     rough: float = 0.0
     """By bytes alone."""
+    each: int = 0
+    """Of what was learned, the part in each of ``messages``."""
 
 
 class Waiting(Protocol):

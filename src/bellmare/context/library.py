@@ -21,6 +21,8 @@ ENCODERS_BYTES_MAX = 512 << 20
 """Of all vocabularies together: some ten of the largest; the one unused for the longest time goes first."""
 NAMES_MAX = 2_000
 """Names that something is remembered of: as many as the settings allow models."""
+OVERHEAD_TOKENS = 512
+"""What a template adds at most for a request without tools; that of each message is less than its JSON around it."""
 RETRY_S = 60.0
 """After a worker that did not tell."""
 SHOW_TIMEOUT_S = 30.0
@@ -66,6 +68,8 @@ class Reading(msgspec.Struct):
     waiting: list[Callable[[], None]] = []
     """Called once the loading that is under way has ended, however."""
     loading: bool = False
+    overhead: int = 0
+    """Bytes of what is said where a conversation has no system message."""
 
 
 class _Shelf(msgspec.Struct):
@@ -110,6 +114,11 @@ class Library:
             if len(self._readings) > NAMES_MAX:
                 del self._readings[next(iter(self._readings))]
         return reading
+
+    def overhead(self, name: str) -> int:
+        """Tokens that the template of ``name`` adds at most, as far as is known."""
+        reading = self._readings.get(name)
+        return OVERHEAD_TOKENS if reading is None else OVERHEAD_TOKENS + reading.overhead
 
     def yardstick(self, reading: Reading) -> Yardstick | None:
         """To measure with; None if there is none, or none yet."""
@@ -164,6 +173,7 @@ class Library:
         if self._source.identity(name) != reading.identity:
             return  # replaced meanwhile: it is asked for again
         reading.template, reading.unclaimed = template, why
+        reading.overhead = len(template.default_system.encode("utf-8", "replace"))
         if why:
             self._report(name, why)
         if encoder is not None:

@@ -94,6 +94,7 @@ class Measuring:
     def _count(self, fixed: int, messages: list[int], request: Prompted, *, added: bool = True) -> Count:
         counted = fixed + sum(messages)
         rough = rough_of(request)
+        each = 0
         if added and isinstance(request, ChatRequest):
             lesson = self._yardstick.lessons.added[bool(request.tools)]
             each = round(lesson.each)
@@ -103,7 +104,7 @@ class Measuring:
         tokens = max(0, fixed + sum(messages))
         exact = not self._guessed and self._yardstick.lessons.exact
         method = Method.exact if exact else Method.learned
-        return Count(tokens, fixed, tuple(messages), method, tokens, 0 if self._guessed else counted, rough)
+        return Count(tokens, fixed, tuple(messages), method, tokens, 0 if self._guessed else counted, rough, each)
 
     def _tokens(self, text: str) -> int:
         if not text:

@@ -156,7 +156,7 @@ class Template(msgspec.Struct, frozen=True):
         for call in message.tool_calls or ():
             told = {"name": call.function.name, "arguments": call.function.arguments or {}}
             content += self.family.call.replace("{content}", _encode(told).decode())
-        return self._message(message.role, content)
+        return self._message(message.role or "", content)
 
     def _message(self, role: str, content: str) -> str:
         family = self.family

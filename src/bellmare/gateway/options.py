@@ -2,10 +2,12 @@
 
 import msgspec
 
+from bellmare.gateway.context import ContextRules, Differs, Policy
 from bellmare.gateway.conversation import GatewayTimeouts
 from bellmare.gateway.naming import NameRules
 from bellmare.protocols.names import canonical_name
 from bellmare.settings import Settings
+from bellmare.settings.model import ContextOverride
 
 
 class GatewayOptions(msgspec.Struct, frozen=True):
@@ -14,6 +16,7 @@ class GatewayOptions(msgspec.Struct, frozen=True):
     timeouts: GatewayTimeouts = GatewayTimeouts()
     body_bytes_max: int = 64 << 20
     names: NameRules = NameRules()
+    context: ContextRules = ContextRules()
 
 
 def options_of(settings: Settings) -> GatewayOptions:
@@ -28,6 +31,7 @@ def options_of(settings: Settings) -> GatewayOptions:
         ),
         body_bytes_max=limits.body_bytes,
         names=_names(settings),
+        context=_context(settings),
     )
 
 
@@ -40,3 +44,23 @@ def _names(settings: Settings) -> NameRules:
         if model.fallbacks:
             fallbacks[canonical] = tuple(map(canonical_name, model.fallbacks))
     return NameRules(aliases=aliases, fallbacks=fallbacks, cloud=settings.cloud)
+
+
+def _context(settings: Settings) -> ContextRules:
+    said, tenants = settings.context, settings.tenants.items()
+    return ContextRules(
+        usual=Policy(said.policy, said.at, said.otherwise),
+        models={
+            canonical_name(name): _differs(model.context)
+            for name, model in settings.models.items()
+            if model.context != _SAME
+        },
+        tenants={name: _differs(tenant.context) for name, tenant in tenants if tenant.context != _SAME},
+    )
+
+
+_SAME = ContextOverride()
+
+
+def _differs(said: ContextOverride) -> Differs:
+    return Differs(said.policy, said.at, said.otherwise)
