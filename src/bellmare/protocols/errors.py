@@ -54,24 +54,30 @@ _ANTHROPIC_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
     529: "overloaded_error",
 }
+"""As Ollama writes them, and 413 and 504, which a local Ollama never sends, as Anthropic does."""
 
 
-def _error_object(dialect: Dialect, status: int, message: str) -> dict[str, Any]:
+def _error_object(dialect: Dialect, status: int, message: str, *, request_id: str = "") -> dict[str, Any]:
     other = "invalid_request_error" if 400 <= status < 500 else "api_error"
     if dialect is Dialect.openai:
         kind = _OPENAI_TYPES.get(status, other)
         return {"error": {"message": message, "type": kind, "param": None, "code": None}}
     if dialect is Dialect.anthropic:
         kind = _ANTHROPIC_TYPES.get(status, other)
-        return {"type": "error", "error": {"type": kind, "message": message}}
+        error = {"type": "error", "error": {"type": kind, "message": message}}
+        return {**error, "request_id": request_id} if request_id else error
     return {"error": message}
 
 
-def render_error(dialect: Dialect, status: int, message: str) -> bytes:
-    """The JSON body of an answer with ``status``, which is 400 to 599 (ollama.md 1.6)."""
-    return msgspec.json.encode(_error_object(dialect, status, message))
+def render_error(dialect: Dialect, status: int, message: str, *, request_id: str = "") -> bytes:
+    """The JSON body of an answer with ``status``, which is 400 to 599 (ollama.md 1.6).
+
+    ``request_id`` is shown in Anthropic's dialect only, where it is the same as in the header ``request-id``.
+    """
+    return msgspec.json.encode(_error_object(dialect, status, message, request_id=request_id))
 
 
 def stream_error(dialect: Dialect, message: str) -> bytes:
