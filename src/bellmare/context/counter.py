@@ -28,9 +28,11 @@ Done = Callable[[Count], None]
 class _Pending:
     """A count under way; a ``counting.Waiting``."""
 
-    __slots__ = ("done", "job", "lessons", "request", "timer")
+    __slots__ = ("done", "job", "lessons", "others", "request", "timer")
 
-    def __init__(self, request: Prompted, lessons: Lessons, done: Done) -> None:
+    def __init__(self, others: "dict[_Pending, None]", request: Prompted, lessons: Lessons, done: Done) -> None:
+        self.others = others
+        """Those under way, of which it is one as long as it waits."""
         self.request = request
         self.lessons = lessons
         self.done: Done | None = done
@@ -39,6 +41,7 @@ class _Pending:
 
     def cancel(self) -> None:
         self.done = None
+        self.others.pop(self, None)
         if self.timer is not None:
             self.timer.cancel()
         if self.job is not None:
@@ -72,7 +75,7 @@ class Counter:
         """See ``counting.TokenCounter``."""
         reading = self.library.reading(name)
         lessons = reading.lessons if reading is not None else Lessons()
-        pending = _Pending(request, lessons, done)
+        pending = _Pending(self._pending, request, lessons, done)
         if reading is None:
             return self._by_bytes(pending)
         yardstick = self.library.yardstick(reading)

@@ -100,6 +100,11 @@ class Encoder:
             raise Unclaimed("a special token that reaches over the end of a word")
         return list(dict.fromkeys(found))
 
+    def _demand(self, tokens: list[str]) -> None:
+        """Without these it is no whole vocabulary, whatever it says."""
+        if not self._tokens.keys() >= set(tokens):
+            raise Unclaimed("a vocabulary that lacks single bytes")
+
     def kind(self, token: str) -> int:
         """Of a token of the vocabulary."""
         index = self._tokens[token]
@@ -167,6 +172,8 @@ class BytePairs(Encoder):
         if split is None:
             raise Unclaimed(f"texts are split in a way that is not known: '{vocabulary.pre[:40]}'")
         super().__init__(vocabulary, pause)
+        letters = [f"<0x{code:02X}>" if split.spaced else chr(code) for code in range(0x21, 0x7F)]
+        self._demand(letters)
         self._spaced = split.spaced
         self.joins = split.spaced
         self._whole_words = split.whole_words
@@ -298,6 +305,7 @@ class SentencePieces(Encoder):
         if vocabulary.architecture == "phi3":
             raise Unclaimed("phi3 drops spaces behind special tokens, and not all its files say that they are phi3")
         super().__init__(vocabulary, pause)
+        self._demand([f"<0x{byte:02X}>" for byte in range(256)])
         if len(vocabulary.scores) != len(vocabulary.tokens):
             raise Unclaimed("a vocabulary without scores")
         self._scores = vocabulary.scores
@@ -341,6 +349,7 @@ class WordPieces(Encoder):
 
     def __init__(self, vocabulary: Vocabulary, pause: Pause) -> None:
         super().__init__(vocabulary, pause)
+        self._demand([_SPACE + letter for letter in "aeiou"])
         self._lowercase = vocabulary.lowercase is not False
         self._strip = self._lowercase if vocabulary.strip_accents is None else vocabulary.strip_accents
         self._longest = max((len(token.encode()) for token in vocabulary.tokens), default=0)

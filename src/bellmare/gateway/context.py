@@ -81,16 +81,18 @@ Taken = Callable[[Exchange, Errand | BaseException], None]
 class _Guarding:
     """ExchangeListener of a request that is being counted."""
 
-    __slots__ = ("left", "waiting")
+    __slots__ = ("left", "on_left", "waiting")
 
-    def __init__(self) -> None:
+    def __init__(self, on_left: Callable[[], None]) -> None:
         self.waiting: Waiting | Job | None = None
         self.left = False
+        self.on_left = on_left
 
     def on_disconnect(self) -> None:
         self.left = True
         if self.waiting is not None:
             self.waiting.cancel()
+        self.on_left()
 
     def on_pause(self) -> None:
         """Nothing is written yet."""
@@ -156,7 +158,7 @@ class ContextGuard:
 
         That is ``ContextExceeded``, or a bug of ours. Never if the client leaves before.
         """
-        guarding = self._open[exchange] = _Guarding()
+        guarding = self._open[exchange] = _Guarding(partial(self._leave, exchange))
         exchange.listener = guarding
         native = errand.native
         assert isinstance(native, ChatRequest | GenerateRequest), "only generations are counted"
@@ -207,7 +209,7 @@ class ContextGuard:
 
     def shut(self) -> list[Exchange]:
         """The gateway goes down: give all up. Those that are still to be answered."""
-        exchanges = [exchange for exchange, guarding in self._open.items() if not guarding.left]
+        exchanges = list(self._open)
         for guarding in self._open.values():
             if guarding.waiting is not None:
                 guarding.waiting.cancel()
