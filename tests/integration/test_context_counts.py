@@ -15,7 +15,7 @@ from rig import Gateway, start_gateway
 from bellmare.context.counting import Count, Method
 from bellmare.protocols.ollama import ChatRequest, GenerateRequest, Message
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
 
 SMOLLM = "smollm2:135m"
 NUM_CTX = 2_048
