@@ -173,6 +173,9 @@ class StreamCodec(Protocol):
 class DialectBody(Plain):
     """One object in a dialect, written when the native answer is complete."""
 
+    headers = header_lines([(b"content-type", b"application/json")])
+    """As Ollama's, which names no character set on its /v1."""
+
     def __init__(self, write: Callable[[bytes], bytes]) -> None:
         """``write``: from the whole native answer to the dialect's. May raise BadAnswer."""
         super().__init__()
@@ -181,6 +184,12 @@ class DialectBody(Plain):
     def end(self) -> bytes:
         body = super().end()
         return b"" if self.error is not None else self._write(body)
+
+
+class EventsBody(DialectBody):
+    """A stream whose native answer is one object, as that of a request which only loads a model."""
+
+    headers = header_lines([EVENTS, (b"cache-control", b"no-cache")])
 
 
 class DialectStream:

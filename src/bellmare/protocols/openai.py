@@ -49,10 +49,24 @@ class OpenAIToolCall(Received, frozen=True):
     id: str = ""
 
 
+class ImageUrl(Received, frozen=True):
+    url: str | None = None
+
+
+class ContentPart(Received, frozen=True):
+    type: str = ""
+    text: str | None = None
+    image_url: ImageUrl | str | None = None
+
+
+class OtherObject(Received, frozen=True):
+    """Any, of which nothing is read."""
+
+
 class OpenAIMessage(Received, frozen=True):
     role: str
-    content: Any = None
-    """A string or a list of parts."""
+    content: str | list[ContentPart] | float | bool | OtherObject | None = None
+    """Only the first two are valid; the others are told apart for Ollama's words."""
     reasoning: str | None = None
     tool_calls: list[OpenAIToolCall] | None = None
     name: str | None = None
@@ -182,13 +196,12 @@ def tool_choice_of(chat: OpenAIChat) -> ToolChoice:
     return chosen_tools(chat.tools, chat.tool_choice)
 
 
-def _part(part: object, role: str) -> Message:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(part, dict) and kind == "text" and isinstance(part.get("text"), str):
-        return Message(role=role, content=part["text"])
-    if isinstance(part, dict) and kind == "image_url":
-        given = part.get("image_url")
-        return Message(role=role, images=[image_of(given.get("url") if isinstance(given, dict) else given)])
+def _part(part: ContentPart, role: str) -> Message:
+    if part.type == "text" and part.text is not None:
+        return Message(role=role, content=part.text)
+    if part.type == "image_url":
+        given = part.image_url
+        return Message(role=role, images=[image_of(given.url if isinstance(given, ImageUrl) else given)])
     raise InvalidRequest("invalid message format")
 
 

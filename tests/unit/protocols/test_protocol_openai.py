@@ -205,8 +205,9 @@ def test_a_tool_result_finds_its_tools_name():
         ({"messages": [{"role": "user"}]}, "invalid message content type: <nil>"),
         ({"messages": [{"role": "user", "content": 7}]}, "invalid message content type: float64"),
         ({"messages": [{"role": "user", "content": {}}]}, "invalid message content type: map[string]interface {}"),
-        ({"messages": [{"role": "user", "content": ["x"]}]}, "invalid message format"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 7}]}]}, "invalid message format"),
+        ({"messages": [{"role": "user", "content": True}]}, "invalid message content type: bool"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "at `$.messages[0].content[0]`"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "invalid message format"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "invalid message format"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "invalid message format"),
         (
