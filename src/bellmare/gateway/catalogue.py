@@ -64,9 +64,11 @@ class Catalogue:
         exchange.respond(200, [replies.JSON], msgspec.json.encode({"models": models}))
 
     def models(self, exchange: Exchange) -> None:
-        entries = [(entry.name, _instant(entry.modified_at) // 1_000_000) for entry in self._stored().values()]
+        entries = [(entry.name, _instant(entry.modified_at)) for entry in self._stored().values()]
+        entries.sort(key=lambda entry: entry[1], reverse=True)  # as in tags
         self._hinting.listed(exchange.request)
-        exchange.respond(200, [replies.JSON], models_list(entries))
+        listed = models_list((name, modified_us // 1_000_000) for name, modified_us in entries)
+        exchange.respond(200, [replies.PLAIN_JSON], listed)
 
     def model(self, exchange: Exchange) -> None:
         """GET /v1/models/NAME; names with slashes are served too, unlike by Ollama (ollama.md 1.3)."""
@@ -80,7 +82,7 @@ class Catalogue:
         if entry is None:
             self._not_found(exchange, spelling, name, dialect=Dialect.openai)
             return
-        exchange.respond(200, [replies.JSON], model_entry(entry.name, _instant(entry.modified_at) // 1_000_000))
+        exchange.respond(200, [replies.PLAIN_JSON], model_entry(spelling, _instant(entry.modified_at) // 1_000_000))
 
     def show(self, exchange: Exchange) -> None:
         """Asked of a worker that stores the serving version."""

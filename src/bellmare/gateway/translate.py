@@ -7,7 +7,7 @@ that merely stops is a failure, whatever the connection says (ollama.md 1.6).
 from collections.abc import Callable
 from typing import Protocol
 
-from bellmare.gateway.replies import EVENTS, JSON, NDJSON
+from bellmare.gateway.replies import EVENTS, JSON, NDJSON, PLAIN_JSON
 from bellmare.http.messages import HeaderLines, header_lines
 from bellmare.protocols.errors import BadAnswer, Dialect, stream_error
 from bellmare.protocols.ndjson import LineGate, LineSplitter
@@ -173,8 +173,7 @@ class StreamCodec(Protocol):
 class DialectBody(Plain):
     """One object in a dialect, written when the native answer is complete."""
 
-    headers = header_lines([(b"content-type", b"application/json")])
-    """As Ollama's, which names no character set on its /v1."""
+    headers = header_lines([PLAIN_JSON])
 
     def __init__(self, write: Callable[[bytes], bytes]) -> None:
         """``write``: from the whole native answer to the dialect's. May raise BadAnswer."""

@@ -58,20 +58,27 @@ _ANTHROPIC_TYPES = {
 }
 
 
-def _error_object(dialect: Dialect, status: int, message: str) -> dict[str, Any]:
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+"""OpenAI's ``code`` for a prompt that does not fit: clients look for it to shorten theirs."""
+
+
+def _error_object(dialect: Dialect, status: int, message: str, *, code: str | None = None) -> dict[str, Any]:
     other = "invalid_request_error" if 400 <= status < 500 else "api_error"
     if dialect is Dialect.openai:
         kind = _OPENAI_TYPES.get(status, other)
-        return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+        return {"error": {"message": message, "type": kind, "param": None, "code": code}}
     if dialect is Dialect.anthropic:
         kind = _ANTHROPIC_TYPES.get(status, other)
         return {"type": "error", "error": {"type": kind, "message": message}}
     return {"error": message}
 
 
-def render_error(dialect: Dialect, status: int, message: str) -> bytes:
-    """The JSON body of an answer with ``status``, which is 400 to 599 (ollama.md 1.6)."""
-    return msgspec.json.encode(_error_object(dialect, status, message))
+def render_error(dialect: Dialect, status: int, message: str, *, code: str | None = None) -> bytes:
+    """The JSON body of an answer with ``status``, which is 400 to 599 (ollama.md 1.6).
+
+    ``code`` is a word for programs, of which only OpenAI's dialect has a place; Ollama leaves it null.
+    """
+    return msgspec.json.encode(_error_object(dialect, status, message, code=code))
 
 
 def stream_error(dialect: Dialect, message: str) -> bytes:
