@@ -37,7 +37,7 @@ TOKEN = f'{_HEAD}"message":{{"role":"assistant","content":" word"}},"done":false
 """One line of a streamed answer."""
 WHOLE = f'{_HEAD}"message":{{"role":"assistant","content":"{"word " * 25}"}},{_END}'.encode()
 """An answer that is not streamed, about 400 bytes."""
-_STAMP = Stamp(public_id="1a2b3c-1", created_s=1_767_225_600, model=_MODEL)
+_STAMP = Stamp(public_id="1a2b3c-1", created_s=1_767_225_600, model=_MODEL, asked=_MODEL)
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -98,7 +98,7 @@ def _feeding(errand: Errand, token: bytes) -> Callable[[], object]:
 
 
 def _encoding(errand: Errand) -> Callable[[], object]:
-    return lambda: encode_for_worker(errand.native, model=errand.spelling, num_ctx=8192)
+    return lambda: encode_for_worker(errand.native, model=errand.asked, num_ctx=8192)
 
 
 def cases() -> dict[str, tuple[Callable[[], object], int]]:

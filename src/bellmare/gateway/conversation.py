@@ -18,18 +18,19 @@ from bellmare.core.events import (
     RequestArrived,
     RequestCancelled,
     RequestFinished,
+    RequestKind,
 )
 from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
-from bellmare.gateway.errands.errand import Errand, Stamp
-from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, is_crash, public_text, status_within
+from bellmare.gateway.errands.errand import Errand, Stamp, without_thinking
+from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, THINKS_NOT, is_crash, public_text, status_within
 from bellmare.gateway.fingerprint import fingerprint
 from bellmare.gateway.translate import Native, TooLong, Translator
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
 from bellmare.http.messages import HeaderLines, header_lines
-from bellmare.protocols.errors import BadAnswer, render_error, upstream_error_text
+from bellmare.protocols.errors import BadAnswer, upstream_error_text
 from bellmare.protocols.ndjson import LineTooLong
 from bellmare.runtime.driver import Driver
 from bellmare.workers.ollama import FAULTS
@@ -64,6 +65,9 @@ class Desk(Protocol):
 
     def account(self, conversation: "Conversation") -> None: ...
 
+    def again(self, conversation: "Conversation") -> RequestId:
+        """What the core is to call a request whose last name there has come to its end."""
+
     def report(self, what: str, error: BaseException) -> None: ...
 
 
@@ -89,6 +93,10 @@ class Conversation(msgspec.Struct, eq=False):
     translator: Translator | None = None
     client_left: bool = False
     ended: bool = False
+    rejected: Reject | None = None
+    """Why the model that was meant could not have it, once a fallback was asked."""
+    _arrival: tuple[InstantUs, str, Priority] = (InstantUs(0), "", Priority.normal)
+    """What the core was told beside the errand: deadline, tenant, priority."""
     _call: Call | None = None
     _upstream_status: int = 0
     _error_body: bytes = b""
@@ -96,7 +104,12 @@ class Conversation(msgspec.Struct, eq=False):
     def begin(self, deadline_us: InstantUs, *, tenant: str = "", priority: Priority = Priority.normal) -> None:
         """Ask the core. ``deadline_us`` is the instant by which it must have been handed to a worker."""
         self.exchange.listener = self
+        self._arrival = (deadline_us, tenant, priority)
+        self._arrive()
+
+    def _arrive(self) -> None:
         driver, errand = self.desk.driver, self.errand
+        deadline_us, tenant, priority = self._arrival
         state = driver.engine.fleet.state
         known_by = fingerprint(errand) if state.suspects or state.poison else ""
         driver.submit(
@@ -121,7 +134,7 @@ class Conversation(msgspec.Struct, eq=False):
         self.attempts = decision.attempt
         errand = self.errand
         self.translator = errand.translator(
-            Stamp(public_id=self.public_id, created_s=self.desk.driver.clock.wall_s(), model=errand.spelling)
+            Stamp(self.public_id, self.desk.driver.clock.wall_s(), errand.spelling, errand.asked)
         )
         self._upstream_status = 0
         self._error_body = b""
@@ -141,9 +154,21 @@ class Conversation(msgspec.Struct, eq=False):
 
     def on_reject(self, decision: Reject) -> None:
         """The core will not run it."""
+        if self.errand.fallbacks and decision.refusal in replies.FALLS_BACK:
+            if self.rejected is None:
+                self.rejected = decision
+            self.errand = self.errand.fallen_back()
+            self.dispatched = None
+            self.request = self.desk.again(self)
+            self._arrive()
+            return
+        if self.rejected is not None and decision.refusal in replies.FALLS_BACK:
+            decision = self.rejected  # the client asked for that model, and knows no other
         self.refusal = str(decision.refusal)
         status = replies.refusal_status(decision)
-        text = replies.refusal_text(decision, self.errand.spelling, self.desk.known_names())
+        text = replies.refusal_text(
+            decision, self.errand.spelling, self.desk.known_names(), embedding=self.errand.kind is RequestKind.embedding
+        )
         self._respond_error(status, text, headers=replies.refusal_headers(decision))
         self._end("refused" if not self.attempts else "failed", status)
 
@@ -237,6 +262,10 @@ class Conversation(msgspec.Struct, eq=False):
             self._try_elsewhere(FaultKind.not_found, text)
         elif is_crash(status, text):
             self._try_elsewhere(FaultKind.crashed, text)
+        elif self.errand.thinks_if_it_can and status == 400 and text.endswith(THINKS_NOT):
+            assert self.dispatched is not None, "it was a worker that answered"
+            self.errand = without_thinking(self.errand)
+            self.on_dispatch(self.dispatched)
         elif 400 <= status < 600:
             self._respond_error(status, public_text(status, text))
             fault = FaultKind.failed if status >= 500 else None
@@ -350,16 +379,22 @@ class Conversation(msgspec.Struct, eq=False):
     def _headers(self, translator: Translator) -> HeaderLines:
         assert self.dispatched is not None
         headers = replies.answer_headers(translator.headers, self.dispatched, self.public_id)
-        if self.errand.overridden:
-            overridden = header_lines([(b"x-bellmare-overridden", ",".join(self.errand.overridden).encode())])
-            return HeaderLines(headers + overridden)
+        errand = self.errand
+        if errand.overridden or errand.redirected:
+            more: replies.Headers = []
+            if errand.overridden:
+                more.append((b"x-bellmare-overridden", ",".join(errand.overridden).encode()))
+            if errand.redirected:
+                more.append((b"x-bellmare-model", errand.name.encode()))
+            return HeaderLines(headers + header_lines(more))
         return headers
 
     def _respond_error(self, status: int, text: str, *, headers: replies.Headers | None = None) -> None:
-        all_headers = [replies.JSON, (b"x-request-id", self.public_id.encode()), *(headers or [])]
+        begin, body = replies.error_answer(self.errand.dialect, status, text, public_id=self.public_id)
+        all_headers = [*begin, (b"x-request-id", self.public_id.encode()), *(headers or [])]
         if self.dispatched is not None:
             all_headers.append((b"x-bellmare-worker", self.dispatched.worker.encode()))
-        self.exchange.respond(status, all_headers, render_error(self.errand.dialect, status, text))
+        self.exchange.respond(status, all_headers, body)
 
     def _drop_call(self) -> None:
         if self._call is not None:

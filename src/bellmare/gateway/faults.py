@@ -19,6 +19,8 @@ errors of other requests (ollama.md 12). Whatever else ends an answer with "an e
 request's own trouble: its runner goes on serving others."""
 
 
+THINKS_NOT = "does not support thinking"
+"""How Ollama's refusal of ``think`` ends, for a model without that capability (ollama.md 1.4)."""
 FAILED_TEXT = "the model's worker failed"
 BROKEN_TEXT = "the model's worker failed before the answer was complete"
 

@@ -8,7 +8,6 @@ from bellmare.gateway import replies
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
-from bellmare.protocols.errors import render_error
 
 PASSED_ON = frozenset({b"content-type", b"authorization", b"x-api-key", b"x-request-id", b"user-agent"})
 PASSED_ON_PREFIX = b"x-bellmare-"
@@ -71,8 +70,8 @@ class _Passed:
         if exchange.started:
             exchange.abort()  # what was sent is a part only: the client must see that
             return
-        body = render_error(replies.dialect_of(exchange.request.path), 503, NOT_REACHED)
-        exchange.respond(503, [replies.JSON, *replies.retry_headers(SECOND_US)], body)
+        headers, body = replies.error_answer(replies.dialect_of(exchange.request.path), 503, NOT_REACHED)
+        exchange.respond(503, [*headers, *replies.retry_headers(SECOND_US)], body)
 
     def on_disconnect(self) -> None:
         if self._call is not None:

@@ -2,6 +2,7 @@
 
 import functools
 import re
+import secrets
 from collections.abc import Iterable, Sequence
 
 from bellmare.core.decisions import Dispatch, Refusal, Reject
@@ -65,10 +66,21 @@ def refusal_status(decision: Reject) -> int:
     return 503 if decision.refusal is Refusal.load_failed and decision.retry_after_us else STATUS[decision.refusal]
 
 
-def refusal_text(decision: Reject, name: str, known: Sequence[str]) -> str:
-    """What happened, why, and what to do about it. ``known`` are the names that could have been meant."""
+FALLS_BACK = frozenset(
+    {Refusal.unknown_model, Refusal.no_healthy_worker, Refusal.model_does_not_fit, Refusal.load_failed}
+)
+"""The model cannot be had at the moment, so that another may answer in its place. Who only has to wait waits."""
+
+
+def refusal_text(decision: Reject, name: str, known: Sequence[str], *, embedding: bool = False) -> str:
+    """What happened, why, and what to do about it. ``known`` are the names that could have been meant.
+
+    ``embedding``: of the routes where Ollama has other words for an unknown model (ollama.md 1.6).
+    """
     retry_s = max(1, round(decision.retry_after_us / 1e6))
     text = TEXTS[decision.refusal].format(name=name, retry=retry_s)
+    if embedding and decision.refusal is Refusal.unknown_model:
+        text = f'model "{name}" not found, try pulling it first'
     if decision.refusal is Refusal.unknown_model:
         close = [display_name(other) for other in close_names(name, known)]
         if close:
@@ -124,9 +136,28 @@ def _served_by(worker: str, cache: str) -> HeaderLines:
     return header_lines([(b"x-bellmare-worker", worker.encode()), (b"x-bellmare-cache", cache.encode())])
 
 
+def anthropic_request_id(public_id: str) -> str:
+    """What Anthropic's SDK shows as a request's id, out of a header ``request-id`` and of an error's body."""
+    return f"req_{public_id}"
+
+
+def error_answer(dialect: Dialect, status: int, message: str, *, public_id: str = "") -> tuple[Headers, bytes]:
+    """Headers and body of an error. ``public_id`` is the request's, where it has come so far as to have one."""
+    if dialect is not Dialect.anthropic:
+        return [JSON], render_error(dialect, status, message)
+    request_id = anthropic_request_id(public_id or new_id())
+    headers = [JSON, (b"request-id", request_id.encode())]
+    return headers, render_error(dialect, status, message, request_id=request_id)
+
+
+def new_id() -> str:
+    """For an answer to a request that was given none; as long as Ollama's."""
+    return secrets.token_hex(12)
+
+
 def http_refusal(status: int, message: str, target: str, *, close: bool = False) -> HttpRefusal:
     """An error before a body was read, in the shape that the path's dialect wants."""
     if target.startswith(("/api/", "/v1/")):
-        body = render_error(dialect_of(target), status, message)
-        return HttpRefusal(status=status, headers=(JSON,), body=body, close=close)
+        headers, body = error_answer(dialect_of(target), status, message)
+        return HttpRefusal(status=status, headers=tuple(headers), body=body, close=close)
     return HttpRefusal(status=status, headers=(TEXT,), body=f"{status} {message}\n".encode(), close=close)

@@ -54,31 +54,39 @@ _ANTHROPIC_TYPES = {
     413: "request_too_large",
     429: "rate_limit_error",
     503: "overloaded_error",
+    504: "timeout_error",
     529: "overloaded_error",
 }
+"""As Ollama writes them, and 413 and 504, which a local Ollama never sends, as Anthropic does."""
 
 
 CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
 """OpenAI's ``code`` for a prompt that does not fit: clients look for it to shorten theirs."""
 
 
-def _error_object(dialect: Dialect, status: int, message: str, *, code: str | None = None) -> dict[str, Any]:
+def _error_object(
+    dialect: Dialect, status: int, message: str, *, request_id: str = "", code: str | None = None
+) -> dict[str, Any]:
     other = "invalid_request_error" if 400 <= status < 500 else "api_error"
     if dialect is Dialect.openai:
         kind = _OPENAI_TYPES.get(status, other)
         return {"error": {"message": message, "type": kind, "param": None, "code": code}}
     if dialect is Dialect.anthropic:
         kind = _ANTHROPIC_TYPES.get(status, other)
-        return {"type": "error", "error": {"type": kind, "message": message}}
+        error = {"type": "error", "error": {"type": kind, "message": message}}
+        return {**error, "request_id": request_id} if request_id else error
     return {"error": message}
 
 
-def render_error(dialect: Dialect, status: int, message: str, *, code: str | None = None) -> bytes:
+def render_error(
+    dialect: Dialect, status: int, message: str, *, request_id: str = "", code: str | None = None
+) -> bytes:
     """The JSON body of an answer with ``status``, which is 400 to 599 (ollama.md 1.6).
 
-    ``code`` is a word for programs, of which only OpenAI's dialect has a place; Ollama leaves it null.
+    ``request_id`` is shown in Anthropic's dialect only, where it is the same as in the header ``request-id``; ``code``,
+    a word for programs, in OpenAI's only, where Ollama leaves it null.
     """
-    return msgspec.json.encode(_error_object(dialect, status, message, code=code))
+    return msgspec.json.encode(_error_object(dialect, status, message, request_id=request_id, code=code))
 
 
 def stream_error(dialect: Dialect, message: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 import time
 from typing import Any
 
@@ -11,7 +12,7 @@ from sim_client import Reply, Worker
 
 from bellmare.twin.config import FOREVER_US
 from bellmare.workers.sim import Fault, SimModel
-from bellmare.workers.sim.inference import TOOL_MARKER
+from bellmare.workers.sim.tools import TOOL_MARKER
 
 
 async def test_a_stream_has_a_line_per_token_and_a_final_object_with_counters(worker: Worker) -> None:
@@ -58,7 +59,9 @@ async def test_a_marker_in_the_prompt_calls_the_first_tool(worker: Worker) -> No
     tools = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
     body = {"model": "a:1", "messages": [{"role": "user", "content": TOOL_MARKER}], "tools": tools}
     lines = (await worker.post("/api/chat", body)).lines
-    assert lines[0]["message"]["tool_calls"] == [{"function": {"name": "weather", "arguments": {}}}]
+    (call,) = lines[0]["message"]["tool_calls"]
+    assert call["function"] == {"index": 0, "name": "weather", "arguments": {}}
+    assert re.fullmatch("call_[0-9a-f]{8}", call["id"])
     assert len(lines) == 2 and lines[1]["done"]
     whole = (await worker.post("/api/chat", body | {"stream": False})).json
     assert whole["message"]["tool_calls"][0]["function"]["name"] == "weather"

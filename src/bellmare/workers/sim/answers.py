@@ -81,7 +81,7 @@ class GenerationAnswer(Answer):
         if isinstance(effect, FirstToken):
             self._first = effect
             self._tokens = effect.tokens
-            self._voice.story.length = effect.tokens
+            self._voice.speech.shorten(effect.tokens)
         elif isinstance(effect, Stalled):
             self._tokens = effect.tokens
         elif isinstance(effect, Finished | Failed):

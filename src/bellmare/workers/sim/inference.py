@@ -5,25 +5,30 @@ from typing import Any
 
 from bellmare.http.server import Exchange
 from bellmare.protocols.errors import InvalidRequest
+from bellmare.protocols.ollama_fields import check_think, checked_format
 from bellmare.twin.config import TwinModel
 from bellmare.twin.messages import Finished, Generate, LoadOnly, RunnerOptions, Unload, UnloadReplied
 from bellmare.workers.sim.answers import GenerationAnswer, ShortAnswer
 from bellmare.workers.sim.driver import Driver, RequestEffect
 from bellmare.workers.sim.faults import Faults
+from bellmare.workers.sim.probabilities import Probabilities
+from bellmare.workers.sim.prompting import generate_messages, rendered_chat
 from bellmare.workers.sim.render import NativeVoice, OpenAIVoice
 from bellmare.workers.sim.requests import Body, messages_text, prompt_tokens, runner_options
-from bellmare.workers.sim.text import Story, count_tokens, embedding, natural_length, normalised, seed_of
+from bellmare.workers.sim.speech import Asked, Speech, speech
+from bellmare.workers.sim.text import count_tokens, embedding, normalised, seed_of
+from bellmare.workers.sim.world import World
 
-TOOL_MARKER = "[[call a tool]]"
-"""A prompt with these words, in a request with tools, is answered by a call of the first tool."""
-TOOL_TOKENS = 8
+TOP_LOGPROBS_MAX = 20
+NO_VISION = "this model is missing data required for image input"
 
 
 class Inference:
     """The handlers that need the scheduler."""
 
-    def __init__(self, driver: Driver, faults: Faults, *, seed: int) -> None:
+    def __init__(self, driver: Driver, faults: Faults, *, world: World, seed: int) -> None:
         self._driver = driver
+        self._world = world
         self._faults = faults
         self._seed = seed
 
@@ -48,19 +53,19 @@ class Inference:
             raise InvalidRequest("[] is too short - 'messages'")
         _check(model, body, verb="chat")
         text, tokens = messages_text(messages)
-        story, cut = self._story(body, text, limit=body.get("max_tokens"))
+        said = self._speech(body, text, options={"num_predict": body.get("max_tokens")})
         streams = body.flag("stream", default=False) is True
         usage = (body.get("stream_options") or {}).get("include_usage") is True
         created = self._driver.clock.now_us() // 1_000_000 + 1_700_000_000
-        voice = OpenAIVoice(story, body.asked_name, created=created, usage=usage)
+        voice = OpenAIVoice(said, body.asked_name, created=created, usage=usage)
         answer = GenerationAnswer(exchange, self._driver, voice=voice, stream=streams)
         answer.begin(
             Generate(
                 answer.request,
                 model.name,
                 tokens,
-                story.length,
-                length_cut=cut,
+                said.length,
+                length_cut=said.cut,
                 fail_after_tokens=self._faults.take_error_after(),
             )
         )
@@ -126,33 +131,42 @@ class Inference:
 
     def _native(self, exchange: Exchange, body: Body, *, text: str, tokens: int, chat: bool) -> None:
         """What generate and chat have in common."""
+        _check_top_logprobs(body)
         model = self._model(body)
         keep_alive_us = body.keep_alive_us
         empty = not body.rows("messages") if chat else not text
         if empty and keep_alive_us == 0:
             self._short(exchange, body, chat=chat, ask=lambda request: Unload(request, model.name))
             return
+        raw = body.flag("raw", default=False) is True
+        if raw and (body.text("template") or body.text("system") or body.rows("context")):
+            raise InvalidRequest("raw mode does not support template, system, or context")
         _check(model, body, verb="chat" if chat else "generate")
-        options = body.options()
+        options = self._world.entry(model).model.parameters | body.options()
         shape = runner_options(options)
         shift = body.flag("shift", default=None)
+        load = _loader(model.name, keep_alive_us, options=shape, shift=shift)
         if empty:
-            load = _loader(model.name, keep_alive_us, options=shape, shift=shift)
             self._short(exchange, body, chat=chat, ask=load)
             return
-        tool = _tool(body, text) if chat else ""
-        story, cut = self._story(body, text, limit=options.get("num_predict"), seed=options.get("seed"))
-        if tool:
-            story, cut = Story(0, TOOL_TOKENS), False
-        voice = NativeVoice(story, body.asked_name, clock=self._driver.clock, chat=chat, tool=tool)
+        if "vision" not in model.capabilities and _image_count(body):
+            raise InvalidRequest(NO_VISION)
+        if body.flag("_debug_render_only", default=False):
+            self._render(exchange, body, chat=chat, ask=load)
+            return
+        thinks = "thinking" in model.capabilities and body.get("think") is not False
+        said = self._speech(body, text, options=options, thinks=thinks)
+        voice = NativeVoice(
+            said, body.asked_name, clock=self._driver.clock, chat=chat, raw=raw, probabilities=self._probabilities(body)
+        )
         answer = GenerationAnswer(exchange, self._driver, voice=voice, stream=body.stream)
         answer.begin(
             Generate(
                 answer.request,
                 model.name,
                 tokens,
-                story.length,
-                length_cut=cut,
+                said.length,
+                length_cut=said.cut,
                 keep_alive_us=keep_alive_us,
                 options=shape,
                 shift=shift,
@@ -161,18 +175,29 @@ class Inference:
             )
         )
 
+    def _render(self, exchange: Exchange, body: Body, *, chat: bool, ask: Callable[[str], LoadOnly]) -> None:
+        """``_debug_render_only``: the prompt, once the model is loaded, and no inference (ollama.md 5, 12)."""
+        messages = body.rows("messages")
+        if not chat:
+            messages = generate_messages(body.text("prompt"), body.text("system"), body.rows("images"))
+        prompt = body.text("prompt") if body.flag("raw", default=False) else rendered_chat(messages)
+        images = _image_count(body)
+        told = {"rendered_template": prompt} | ({"image_count": images} if images else {})
+
+        def render(_: RequestEffect) -> dict[str, Any]:
+            said = {"message": {"role": "", "content": ""}} if chat else {"response": ""}
+            return self._stamp(body) | said | {"done": False, "_debug_info": told}
+
+        answer = ShortAnswer(exchange, self._driver, render=render)
+        answer.begin(ask(answer.request))
+
     def _short(self, exchange: Exchange, body: Body, *, chat: bool, ask: Callable[[str], Unload | LoadOnly]) -> None:
         """The empty forms: one object, never NDJSON, without durations (ollama.md 2.1)."""
 
         def render(effect: RequestEffect) -> dict[str, Any]:
             said = {"message": {"role": "assistant", "content": ""}} if chat else {"response": ""}
-            return {
-                "model": body.asked_name,
-                "created_at": self._driver.clock.stamp().decode(),
-                **said,
-                "done": True,
-                "done_reason": "unload" if isinstance(effect, UnloadReplied) else "load",
-            }
+            reason = "unload" if isinstance(effect, UnloadReplied) else "load"
+            return self._stamp(body) | said | {"done": True, "done_reason": reason}
 
         answer = ShortAnswer(exchange, self._driver, render=render)
         answer.begin(ask(answer.request))
@@ -188,12 +213,28 @@ class Inference:
     def _of(self, text: str) -> int:
         return seed_of(self._seed, text)
 
-    def _story(self, body: Body, text: str, *, limit: object, seed: object = None) -> tuple[Story, bool]:
-        """What to say, and whether a limit ends it. A limit is used up: load tests want a known number of tokens."""
-        number = seed_of(self._seed, seed or 0, text)
-        cut = isinstance(limit, int) and limit > 0
-        length = limit if isinstance(limit, int) and limit > 0 else natural_length(number)
-        return Story(number, length, as_json=bool(body.get("format"))), cut
+    def _stamp(self, body: Body) -> dict[str, Any]:
+        return {"model": body.asked_name, "created_at": self._driver.clock.stamp().decode()}
+
+    def _speech(self, body: Body, text: str, *, options: dict[str, Any], thinks: bool = False) -> Speech:
+        limit, stops = options.get("num_predict"), options.get("stop")
+        return speech(
+            Asked(
+                seed=seed_of(self._seed, options.get("seed") or 0, text),
+                text=text,
+                messages=body.rows("messages"),
+                tools=body.rows("tools"),
+                form=body.get("format") or None,
+                thinks=thinks,
+                limit=limit if isinstance(limit, int) else 0,
+                stops=tuple(stop for stop in stops if isinstance(stop, str)) if isinstance(stops, list) else (),
+            )
+        )
+
+    def _probabilities(self, body: Body) -> Probabilities | None:
+        if not body.flag("logprobs", default=False):
+            return None
+        return Probabilities(self._seed, body.get("top_logprobs") or 0)
 
 
 def _loader(
@@ -203,22 +244,29 @@ def _loader(
 
 
 def _check(model: TwinModel, body: Body, *, verb: str) -> None:
-    """Capabilities (ollama.md 1.4, 1.6)."""
-    asked = body.asked_name
+    """Capabilities and values (ollama.md 1.4, 1.6)."""
+    asked, full_name = body.asked_name, f"registry.ollama.ai/library/{model.name}"
     if "completion" not in model.capabilities:
         raise InvalidRequest(f'"{asked}" does not support {verb}')
+    check_think(body.get("think"))
     if body.get("think") and "thinking" not in model.capabilities:
         raise InvalidRequest(f'"{asked}" does not support thinking')
-    if body.get("tools") and "tools" not in model.capabilities:
-        raise InvalidRequest(f"registry.ollama.ai/library/{model.name} does not support tools")
+    if body.rows("tools") and "tools" not in model.capabilities:
+        raise InvalidRequest(f"{full_name} does not support tools")
+    if body.text("suffix") and "insert" not in model.capabilities:
+        raise InvalidRequest(f"{full_name} does not support insert")
+    checked_format(body.get("format"))
 
 
-def _tool(body: Body, text: str) -> str:
-    """The function that a scripted prompt calls; empty: none."""
-    if TOOL_MARKER not in text:
-        return ""
-    for tool in body.rows("tools"):
-        function = tool.get("function") if isinstance(tool, dict) else None
-        if isinstance(function, dict) and isinstance(function.get("name"), str):
-            return str(function["name"])
-    return ""
+def _check_top_logprobs(body: Body) -> None:
+    """Before anything else, the name included."""
+    top = body.get("top_logprobs")
+    if top is not None and (isinstance(top, bool) or not isinstance(top, int)):
+        raise InvalidRequest("json: cannot unmarshal into Go struct field .top_logprobs of type int")
+    if top is not None and not 0 <= top <= TOP_LOGPROBS_MAX:
+        raise InvalidRequest(f"top_logprobs must be between 0 and {TOP_LOGPROBS_MAX}")
+
+
+def _image_count(body: Body) -> int:
+    rows = [body.rows("images"), *(row.get("images") or () for row in body.rows("messages") if isinstance(row, dict))]
+    return sum(map(len, rows))

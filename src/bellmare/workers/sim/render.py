@@ -7,7 +7,8 @@ import msgspec
 from bellmare.protocols.errors import Dialect, render_error
 from bellmare.twin.messages import Finished
 from bellmare.workers.sim.clock import Clock
-from bellmare.workers.sim.text import Story
+from bellmare.workers.sim.probabilities import Probabilities
+from bellmare.workers.sim.speech import Speech
 
 Headers = tuple[tuple[bytes, bytes], ...]
 
@@ -24,7 +25,7 @@ class Voice(Protocol):
 
     stream_headers: Headers
     json_headers: Headers
-    story: Story
+    speech: Speech
 
     def piece(self, index: int) -> bytes:
         """Token ``index`` of a stream; may be empty."""
@@ -56,18 +57,28 @@ def durations(finished: Finished) -> dict[str, int]:
 
 
 class NativeVoice:
-    """/api/generate and /api/chat."""
+    """/api/generate and /api/chat. ``probabilities`` gives the tokens' log probabilities, if they were asked for."""
 
     stream_headers: Headers = NDJSON
     json_headers: Headers = JSON
 
-    def __init__(self, story: Story, model: str, *, clock: Clock, chat: bool, tool: str = "") -> None:
-        self.story = story
+    def __init__(
+        self,
+        speech: Speech,
+        model: str,
+        *,
+        clock: Clock,
+        chat: bool,
+        raw: bool = False,
+        probabilities: Probabilities | None = None,
+    ) -> None:  # tidy: what makes one native answer
+        self.speech = speech
         self._clock = clock
         self._chat = chat
-        self._tool = tool
-        """Name of the function to call instead of talking; empty: talk."""
+        self._raw = raw
+        self._probabilities = probabilities
         self._model = model
+        self._plain = speech.plain and probabilities is None
         self._start = b'{"model":' + encode(model) + b',"created_at":"'
         self._open, self._close = (
             (b'","message":{"role":"assistant","content":', b'},"done":false}\n')
@@ -76,19 +87,28 @@ class NativeVoice:
         )
 
     def piece(self, index: int) -> bytes:
-        if self._tool:
-            if index < self.story.length - 1:
+        text = self.speech.said(index)
+        if self._plain:
+            if not text:  # held back: part of a stop sequence
                 return b""
-            head = self._start + self._clock.stamp()
-            return head + b'","message":' + encode(self._message("")) + b',"done":false}\n'
-        return self._start + self._clock.stamp() + self._open + encode(self.story.token(index)) + self._close
+            return self._start + self._clock.stamp() + self._open + encode(text) + self._close
+        call, thought = self.speech.call(index), self.speech.thought(index)
+        if not text and not thought and call is None and self._probabilities is None:
+            return b""
+        said = self._said(text, thought, calls=[call] if call else [])
+        stamp = {"model": self._model, "created_at": self._clock.stamp().decode()}
+        return encode(stamp | said | {"done": False} | self._logprobs(index, index + 1)) + b"\n"
 
     def last(self, finished: Finished) -> bytes:
-        return encode(self._final(finished, "", tool=False)) + b"\n"
+        return encode(self._final(finished, self._said("", "", calls=[]))) + b"\n"
 
     def whole(self, finished: Finished) -> bytes:
-        text = "" if self._tool else self.story.text(finished.output_tokens)
-        return encode(self._final(finished, text, tool=True))
+        tokens = range(finished.output_tokens)
+        text = "".join([self.speech.said(index) for index in tokens])
+        thought = "".join([self.speech.thought(index) for index in range(min(len(tokens), self.speech.thinking))])
+        calls = [] if self.speech.plain else [call for call in map(self.speech.call, tokens) if call is not None]
+        said = self._said(text, thought, calls=calls)
+        return encode(self._final(finished, said) | self._logprobs(0, finished.output_tokens))
 
     def broken(self, text: str) -> bytes:
         return encode({"error": text}) + b"\n"
@@ -96,15 +116,23 @@ class NativeVoice:
     def error(self, status: int, text: str) -> bytes:
         return encode({"error": text})
 
-    def _message(self, text: str, *, tool: bool = True) -> dict[str, Any]:
-        message: dict[str, Any] = {"role": "assistant", "content": text}
-        if self._tool and tool:
-            message["tool_calls"] = [{"function": {"name": self._tool, "arguments": {}}}]
-        return message
+    def _said(self, text: str, thought: str, *, calls: list[dict[str, Any]]) -> dict[str, Any]:
+        more: dict[str, Any] = {"thinking": thought} if thought else {}
+        if not self._chat:
+            return {"response": text} | more
+        if calls:
+            more["tool_calls"] = calls
+        return {"message": {"role": "assistant", "content": text} | more}
 
-    def _final(self, finished: Finished, text: str, *, tool: bool) -> dict[str, Any]:
-        said = {"message": self._message(text, tool=tool)} if self._chat else {"response": text}
-        more = {} if self._chat else {"context": [1, finished.prompt_tokens, finished.output_tokens]}
+    def _logprobs(self, first: int, end: int) -> dict[str, Any]:
+        if self._probabilities is None:
+            return {}
+        texts = [self.speech.thought(index) or self.speech.said(index) for index in range(first, end)]
+        return {"logprobs": [self._probabilities.of(index, text) for index, text in enumerate(texts, first)]}
+
+    def _final(self, finished: Finished, said: dict[str, Any]) -> dict[str, Any]:
+        bare = self._chat or self._raw
+        more = {} if bare else {"context": [1, finished.prompt_tokens, finished.output_tokens]}
         return {
             "model": self._model,
             "created_at": self._clock.stamp().decode(),
@@ -122,8 +150,8 @@ class OpenAIVoice:
     stream_headers: Headers = SSE
     json_headers: Headers = JSON_V1
 
-    def __init__(self, story: Story, model: str, *, created: int, usage: bool) -> None:
-        self.story = story
+    def __init__(self, speech: Speech, model: str, *, created: int, usage: bool) -> None:
+        self.speech = speech
         self._usage = usage
         self._base = {
             "id": f"chatcmpl-{created % 999}",
@@ -134,7 +162,7 @@ class OpenAIVoice:
         }
 
     def piece(self, index: int) -> bytes:
-        return self._chunk({"role": "assistant", "content": self.story.token(index)}, None)
+        return self._chunk({"role": "assistant", "content": self.speech.said(index)}, None)
 
     def last(self, finished: Finished) -> bytes:
         ending = self._chunk({}, finished.done_reason)
@@ -143,7 +171,10 @@ class OpenAIVoice:
         return ending + b"data: [DONE]\n\n"
 
     def whole(self, finished: Finished) -> bytes:
-        message = {"role": "assistant", "content": self.story.text(finished.output_tokens)}
+        message = {
+            "role": "assistant",
+            "content": "".join([self.speech.said(index) for index in range(finished.output_tokens)]),
+        }
         choice = {"index": 0, "message": message, "finish_reason": finished.done_reason}
         return encode(self._base | {"object": "chat.completion", "choices": [choice], "usage": _usage(finished)})
 
