@@ -19,7 +19,7 @@ from bellmare.gateway.errands.errand import Stamp
 from bellmare.gateway.translate import DialectStream
 
 FOLDER = Path(__file__).with_name("golden") / "openai"
-STAMP = Stamp(public_id="7f-1", created_s=1_790_000_000, model="llama3.2")
+STAMP = Stamp(public_id="7f-1", created_s=1_790_000_000, model="llama3.2", asked="llama3.2")
 
 CITY = {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]}
 WEATHER = {"name": "weather", "description": "Looks up the weather.", "parameters": CITY}

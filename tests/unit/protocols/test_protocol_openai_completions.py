@@ -87,7 +87,7 @@ def test_refusals(fields, message):
 
 def test_without_a_prompt_it_only_loads():
     assert ollama.is_load(to_native(parse_completion(body(prompt=""))))
-    assert not ollama.is_load(to_native(parse_completion(body(prompt="", suffix="x"))))
+    assert not ollama.is_load(to_native(parse_completion(body())))
     stream = CompletionStream(completion_id="cmpl-1", created_s=9, model="m", include_usage=False)
     frames = stream.line(b'{"model":"m","response":"","done":true,"done_reason":"load"}').split(b"\n\n")
     assert json.loads(frames[0][6:])["choices"] == [{"text": "", "index": 0, "finish_reason": "load"}]
