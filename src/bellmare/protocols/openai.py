@@ -9,7 +9,7 @@ from bellmare.protocols.errors import InvalidRequest
 from bellmare.protocols.forced_tools import ForcedCall, bound
 from bellmare.protocols.jsonbody import Gate, check_depth
 from bellmare.protocols.names import DEFAULT_NAMESPACE
-from bellmare.protocols.ollama_fields import check_image_count, check_top_logprobs
+from bellmare.protocols.ollama_fields import check_image_count, check_images, check_top_logprobs
 from bellmare.protocols.ollama_requests import (
     ChatRequest,
     Message,
@@ -53,10 +53,15 @@ class ImageUrl(Received, frozen=True):
     url: str | None = None
 
 
+class InputAudio(Received, frozen=True):
+    data: str | None = None
+
+
 class ContentPart(Received, frozen=True):
     type: str = ""
     text: str | None = None
     image_url: ImageUrl | str | None = None
+    input_audio: InputAudio | None = None
 
 
 class OtherObject(Received, frozen=True):
@@ -202,7 +207,24 @@ def _part(part: ContentPart, role: str) -> Message:
     if part.type == "image_url":
         given = part.image_url
         return Message(role=role, images=[image_of(given.url if isinstance(given, ImageUrl) else given)])
+    if part.type == "input_audio":
+        return Message(role=role, images=[_audio(part.input_audio)])
     raise InvalidRequest("invalid message format")
+
+
+def _audio(given: InputAudio | None) -> str:
+    """Sound goes where pictures go: Ollama's models that hear take both from one field."""
+    if given is None:
+        raise InvalidRequest("invalid input_audio format")
+    if given.data is None:
+        raise InvalidRequest("invalid input_audio format: missing data")
+    try:
+        check_images([given.data])
+    except InvalidRequest as error:
+        if error.status != 400:
+            raise
+        raise InvalidRequest("invalid input_audio base64 data") from None
+    return given.data
 
 
 def _native_messages(message: OpenAIMessage, tool_names: dict[str, str]) -> list[Message]:
