@@ -276,13 +276,14 @@ async def test_c11_what_multiplies_or_never_ends_is_bounded(fleet):
 
 async def test_c12_an_answer_in_one_piece_and_raw_fields_pass_as_they_are(fleet):
     running, worker, _ = fleet
-    fields = {"system": "s", "template": "{{ .Prompt }}", "suffix": "end", "stream": False}
+    fields = {"system": "s", "template": "{{ .Prompt }}", "stream": False}
     reply = await running.post("/api/generate", said("/api/generate", **fields))
     assert (reply.status, reply.json["done"]) == (200, True)
     assert {name: asked(worker)[-1][name] for name in fields} == fields
     reply = await running.post("/api/generate", said("/api/generate", raw=True, stream=False))
     assert reply.status == 200 and asked(worker)[-1]["raw"] is True
     await refused(running, "/api/generate", said("/api/generate", raw=True, template="x"))
+    await refused(running, "/api/generate", said("/api/generate", suffix="end"))  # the model cannot insert
 
 
 async def test_c13_no_message_is_ever_dropped_or_cut(fleet):

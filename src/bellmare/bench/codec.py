@@ -34,7 +34,7 @@ TOKEN = f'{_HEAD}"message":{{"role":"assistant","content":" word"}},"done":false
 """One line of a streamed answer."""
 WHOLE = f'{_HEAD}"message":{{"role":"assistant","content":"{"word " * 25}"}},{_END}'.encode()
 """An answer that is not streamed, about 400 bytes."""
-_STAMP = Stamp(public_id="1a2b3c-1", created_s=1_767_225_600, model=_MODEL)
+_STAMP = Stamp(public_id="1a2b3c-1", created_s=1_767_225_600, model=_MODEL, asked=_MODEL)
 
 
 class Figure(msgspec.Struct, frozen=True):
@@ -71,11 +71,16 @@ def _plain() -> bytes:
     return plain.end()
 
 
-def _openai_body() -> bytes:
+def _openai_body() -> Callable[[], bytes]:
     parse, wanted = bodies()["chat/completions"]
-    body = parse(wanted.replace(b'"stream":true', b'"stream":false')).translator(_STAMP)
-    body.feed(WHOLE)
-    return body.end()
+    translator = parse(wanted.replace(b'"stream":true', b'"stream":false')).translator
+
+    def run() -> bytes:
+        body = translator(_STAMP)
+        body.feed(WHOLE)
+        return body.end()
+
+    return run
 
 
 def _parsing(parse: Callable[[bytes], Errand], body: bytes) -> Callable[[], object]:
@@ -83,7 +88,7 @@ def _parsing(parse: Callable[[bytes], Errand], body: bytes) -> Callable[[], obje
 
 
 def _encoding(errand: Errand) -> Callable[[], object]:
-    return lambda: encode_for_worker(errand.native, model=errand.spelling, num_ctx=8192)
+    return lambda: encode_for_worker(errand.native, model=errand.asked, num_ctx=8192)
 
 
 def cases() -> dict[str, tuple[Callable[[], object], int]]:
@@ -103,7 +108,7 @@ def cases() -> dict[str, tuple[Callable[[], object], int]]:
     found["token, as an event"] = (lambda: events.feed(TOKEN), len(TOKEN))
     found["last line, native"] = (lambda: Native().feed(WHOLE), len(WHOLE))
     found["answer, native"] = (_plain, len(WHOLE))
-    found["answer, chat/completions"] = (_openai_body, len(WHOLE))
+    found["answer, chat/completions"] = (_openai_body(), len(WHOLE))
     return found
 
 

@@ -23,8 +23,8 @@ from bellmare.core.events import OperationEnded, StandbyChanged
 from bellmare.core.units import WorkerId
 from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.app import Gateway
-from bellmare.gateway.conversation import GatewayTimeouts
 from bellmare.gateway.guard import Guard
+from bellmare.gateway.options import options_of
 from bellmare.http.client import Upstream
 from bellmare.http.messages import DEFAULT_LIMITS, Limits
 from bellmare.http.server import Server, bind
@@ -81,15 +81,6 @@ def record_folder(path: str | None) -> Path:
     return (Path(state) if state else Path.home() / ".local" / "state") / "bellmare" / "events"
 
 
-def _timeouts(settings: Settings) -> GatewayTimeouts:
-    return GatewayTimeouts(
-        queue_s=settings.queue.timeout_us / 1e6,
-        first_token_s=settings.limits.first_token_timeout_us / 1e6,
-        token_s=settings.limits.token_timeout_us / 1e6,
-        answer_s=settings.limits.answer_timeout_us / 1e6,
-    )
-
-
 class Service:
     """One gateway: workers of its own, core, data plane, admin. Made inside a running loop."""
 
@@ -118,8 +109,7 @@ class Service:
             self.driver,
             self.fleet,
             accounts=Accounts(self.metrics, logs),
-            timeouts=_timeouts(settings),
-            body_bytes_max=settings.limits.body_bytes,
+            options=options_of(settings),
             guard=Guard(loopback=settings.listen.loopback),
         )
         self.lifecycle: Lifecycle | None = None
@@ -181,7 +171,7 @@ class Service:
 
     def reconfigure(self) -> None:
         """Let ``settings`` hold in the shell; the core is told by an event."""
-        self.gateway.reconfigure(_timeouts(self.settings), body_bytes_max=self.settings.limits.body_bytes)
+        self.gateway.reconfigure(options_of(self.settings))
         self.logs.set_level(self.settings.log.level)
 
     def retire(self) -> None:

@@ -13,15 +13,18 @@ from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
 from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.catalogue import Catalogue
-from bellmare.gateway.conversation import SHUTTING_DOWN, Conversation, GatewayTimeouts
+from bellmare.gateway.conversation import SHUTTING_DOWN, Conversation
 from bellmare.gateway.counting import Estimate, TokenCounter, answer_count
 from bellmare.gateway.errands import anthropic, native, openai
 from bellmare.gateway.errands.errand import Errand
 from bellmare.gateway.faults import STATUS_LEFT
 from bellmare.gateway.guard import LOOPBACK_GUARD, Guard
 from bellmare.gateway.hinting import Hinting, next_models
+from bellmare.gateway.naming import Naming
+from bellmare.gateway.options import GatewayOptions
 from bellmare.gateway.parsing import INLINE_BYTES_MAX, LargeBodies
 from bellmare.gateway.relay import Relay
+from bellmare.gateway.shelf import Shelf
 from bellmare.gateway.tenants import Tenants, priority_of
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
@@ -32,7 +35,6 @@ from bellmare.protocols.hints import Expected
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.fleet import WorkerFleet
 
-BODY_BYTES_MAX = 64 << 20
 SMALL_BODY_BYTES_MAX = 64 << 10
 CORE_IDS_MAX = 10_000
 BUSY_PARSING = "too many large requests at once"
@@ -76,18 +78,19 @@ class Gateway:
         fleet: WorkerFleet,
         *,
         accounts: Accounts,
-        timeouts: GatewayTimeouts,
-        body_bytes_max: int = BODY_BYTES_MAX,
+        options: GatewayOptions,
         guard: Guard = LOOPBACK_GUARD,
-    ) -> None:  # tidy: what the data plane of a process consists of
+    ) -> None:
         self.driver = driver
         self.fleet = fleet
         self.accounts = accounts
-        self.timeouts = timeouts
+        self.timeouts = options.timeouts
         self.guard = guard
         self.tenants = Tenants(driver.engine.config.tenants)
-        self.hinting = Hinting(driver, self.tenants, accounts)
-        self.catalogue = Catalogue(driver, fleet, self.hinting)
+        self.shelf = Shelf(driver, fleet)
+        self.naming = Naming(options.names, self.shelf.abilities)
+        self.hinting = Hinting(driver, self.tenants, accounts, naming=self.naming)
+        self.catalogue = Catalogue(self.shelf, self.naming, self.hinting)
         self._born = f"{driver.clock.wall_us():x}"
         self._count = 0
         self._settings = 0
@@ -96,15 +99,16 @@ class Gateway:
         self._core_ids: dict[str, RequestId] = {}
         """For requests that brought their own id, what the core calls them; the newest ``CORE_IDS_MAX``."""
         self.large_bodies = LargeBodies(lambda: accounts.refused_early(STATUS_LEFT))
-        self._routes = self._table(body_bytes_max)
+        self._routes = self._table(options.body_bytes_max)
         self.counter: TokenCounter = Estimate()
         self.relay: Relay | None = None
         """Once another process has taken over: requests for models are its to answer."""
 
-    def reconfigure(self, timeouts: GatewayTimeouts, *, body_bytes_max: int) -> None:
+    def reconfigure(self, options: GatewayOptions) -> None:
         """Let changed settings hold for the requests that come from now on."""
-        self.timeouts = timeouts
-        self._routes = self._table(body_bytes_max)
+        self.timeouts = options.timeouts
+        self.naming.rules = options.names
+        self._routes = self._table(options.body_bytes_max)
         self.tenants.name(self.driver.engine.config.tenants)
         self._settings += 1
 
@@ -220,12 +224,13 @@ class Gateway:
     def _take_up(self, exchange: Exchange, errand: Errand) -> None:
         request = exchange.request
         ticket: Ticket = request.ticket
-        if ticket.settings != self._settings:
-            try:
+        try:
+            if ticket.settings != self._settings:
                 self._read(request, ticket)
-            except InvalidRequest as error:
-                self._refuse(exchange, error.status, error.message)
-                return
+            errand = self.naming.address(errand)
+        except InvalidRequest as error:
+            self._refuse(exchange, error.status, error.message)
+            return
         if errand.released:
             self._release(exchange, errand)
             return
@@ -237,6 +242,11 @@ class Gateway:
     def _count_tokens(self, exchange: Exchange, errand: Errand) -> None:
         """The tokens of a request that is not to be run."""
         known = self.driver.engine.fleet.state.votes
+        try:
+            errand = self.naming.address(errand)
+        except InvalidRequest as error:
+            self._refuse(exchange, error.status, error.message)
+            return
         if errand.name not in known:
             self._refuse(exchange, 404, replies.not_found_text(errand.spelling, errand.name, known))
             return
@@ -262,8 +272,7 @@ class Gateway:
         exchange.respond(status, [*begin, *headers], body)
 
     def _converse(self, exchange: Exchange, errand: Errand, ticket: Ticket) -> Conversation:
-        self._count += 1
-        request = RequestId(f"{self._born}-{self._count:x}")
+        request = self._new_id()
         public = ticket.own_id or request
         arrived_us = self.driver.clock.now_us()
         conversation = Conversation(self, exchange, errand, request, public, arrived_us)
@@ -275,6 +284,10 @@ class Gateway:
         deadline_us = InstantUs(arrived_us + int(self.timeouts.queue_s * SECOND_US))
         conversation.begin(deadline_us, tenant=ticket.tenant, priority=ticket.priority)
         return conversation
+
+    def _new_id(self) -> RequestId:
+        self._count += 1
+        return RequestId(f"{self._born}-{self._count:x}")
 
     def _release(self, exchange: Exchange, errand: Errand) -> None:
         """A client's keep_alive 0: residency is ours, so it is a hint and answered as Ollama would (ollama.md 2.3)."""
@@ -303,6 +316,14 @@ class Gateway:
     def account(self, conversation: Conversation) -> None:
         del self._open[conversation.request]
         self.accounts.ended(conversation, self.driver.clock.now_us())
+
+    def again(self, conversation: Conversation) -> RequestId:
+        """What the core is to call a request whose last name there has come to its end."""
+        del self._open[conversation.request]
+        request = self._new_id()
+        self._open[request] = conversation
+        self._core_ids[conversation.public_id] = request
+        return request
 
     def report(self, what: str, error: BaseException) -> None:
         asyncio.get_running_loop().call_exception_handler({"message": what, "exception": error})

@@ -9,15 +9,15 @@ import msgspec
 from bellmare.gateway import replies
 from bellmare.gateway.faults import public_text
 from bellmare.gateway.hinting import Hinting
+from bellmare.gateway.naming import Naming
+from bellmare.gateway.shelf import Shelf
 from bellmare.http.client import UpstreamError
 from bellmare.http.exchange import Exchange
 from bellmare.protocols import ollama
 from bellmare.protocols.errors import Dialect, InvalidRequest, render_error, upstream_error_text
-from bellmare.protocols.names import canonical_name
+from bellmare.protocols.names import canonical_name, local_name
 from bellmare.protocols.openai import model_entry, models_list
 from bellmare.protocols.rfc3339 import parse_rfc3339
-from bellmare.runtime.driver import Driver
-from bellmare.runtime.fleet import WorkerFleet
 from bellmare.workers.ollama import OllamaWorker
 
 SHOW_TIMEOUT_S = 30.0
@@ -29,9 +29,11 @@ UNKNOWN_VERSION = "0.0.0"
 class Catalogue:
     """Answers the listing routes. A worker that is away delays no list."""
 
-    def __init__(self, driver: Driver, fleet: WorkerFleet, hinting: Hinting) -> None:
-        self._driver = driver
-        self._fleet = fleet
+    def __init__(self, shelf: Shelf, naming: Naming, hinting: Hinting) -> None:
+        self._driver = shelf.driver
+        self._fleet = shelf.fleet
+        self._shelf = shelf
+        self._naming = naming
         self._hinting = hinting
         self._shows = 0
 
@@ -46,8 +48,8 @@ class Catalogue:
         exchange.respond(200, [replies.JSON], msgspec.json.encode({"version": oldest}))
 
     def tags(self, exchange: Exchange) -> None:
-        entries = sorted(self._stored().values(), key=lambda entry: _instant(entry.modified_at), reverse=True)
-        body = b'{"models":[' + b",".join(bytes(entry.raw) for entry in entries) + b"]}"
+        entries = [bytes(entry.raw) if name == entry.name else _renamed(entry, name) for entry, name in self._listed()]
+        body = b'{"models":[' + b",".join(entries) + b"]}"
         self._hinting.listed(exchange.request)
         exchange.respond(200, [replies.JSON], body)
 
@@ -64,7 +66,7 @@ class Catalogue:
         exchange.respond(200, [replies.JSON], msgspec.json.encode({"models": models}))
 
     def models(self, exchange: Exchange) -> None:
-        entries = [(entry.name, _instant(entry.modified_at) // 1_000_000) for entry in self._stored().values()]
+        entries = [(name, _instant(entry.modified_at) // 1_000_000) for entry, name in self._listed()]
         self._hinting.listed(exchange.request)
         exchange.respond(200, [replies.JSON], models_list(entries))
 
@@ -72,27 +74,30 @@ class Catalogue:
         """GET /v1/models/NAME; names with slashes are served too, unlike by Ollama (ollama.md 1.3)."""
         spelling = unquote(exchange.request.path.removeprefix("/v1/models/"))
         try:
-            name = canonical_name(spelling)
+            name = canonical_name(local_name(spelling))
         except InvalidRequest as error:
             exchange.respond(400, [replies.JSON], render_error(Dialect.openai, 400, error.message))
             return
-        entry = self._stored().get(name)
-        if entry is None:
+        meant = self._naming.meant(name)
+        port = self._shelf.holder(meant)
+        if port is None:
             self._not_found(exchange, spelling, name, dialect=Dialect.openai)
             return
-        exchange.respond(200, [replies.JSON], model_entry(entry.name, _instant(entry.modified_at) // 1_000_000))
+        entry = port.tags[meant]
+        shown = entry.name if meant == name else name
+        exchange.respond(200, [replies.JSON], model_entry(shown, _instant(entry.modified_at) // 1_000_000))
 
     def show(self, exchange: Exchange) -> None:
         """Asked of a worker that stores the serving version."""
         try:
             request = ollama.parse_show(exchange.request.body)
-            name = canonical_name(request.model or "")
+            name = self._naming.meant(canonical_name(local_name(request.model)))
         except InvalidRequest as error:
             exchange.respond(error.status, [replies.JSON], render_error(Dialect.ollama, error.status, error.message))
             return
-        port = self._holder(name)
+        port = self._shelf.holder(name)
         if port is None:
-            self._not_found(exchange, request.model or "", name, dialect=Dialect.ollama)
+            self._not_found(exchange, request.model, name, dialect=Dialect.ollama)
             return
         if self._shows >= SHOWS_MAX:
             text = "too many requests for model details are under way: try again in 1 s"
@@ -109,28 +114,14 @@ class Catalogue:
     def _show_ended(self, task: "asyncio.Task[None]") -> None:
         self._shows -= 1
 
-    def _holder(self, name: str) -> OllamaWorker | None:
-        """A healthy worker that binds ``name`` to the blob that serves it."""
-        fleet = self._driver.engine.fleet
-        model = fleet.resolve(name)
-        if model is None:
-            return None
-        for worker_id in model.holders:
-            worker = fleet.state.workers[worker_id]
-            stored = worker.stored.get(name)
-            port = self._fleet.ports.get(worker_id)
-            if worker.healthy and stored is not None and stored.model == model.model and port is not None:
-                return port if name in port.tags else None
-        return None
-
-    def _stored(self) -> dict[str, ollama.TagsModel]:
-        """Every name of the fleet with the entry of a worker that holds the serving version."""
-        found: dict[str, ollama.TagsModel] = {}
-        for name in self._driver.engine.fleet.state.votes:
-            port = self._holder(name)
-            if port is not None:
-                found[name] = port.tags[name]
-        return found
+    def _listed(self) -> list[tuple[ollama.TagsModel, str]]:
+        """Every entry with the name under which it is listed, newest first; an alias stands beside its model."""
+        stored = self._shelf.stored()
+        listed = [(entry, entry.name) for name, entry in stored.items() if name not in self._naming.rules.aliases]
+        for alias, name in self._naming.rules.aliases.items():
+            if name in stored:
+                listed.append((stored[name], alias))
+        return sorted(listed, key=lambda row: _instant(row[0].modified_at), reverse=True)
 
     def _not_found(self, exchange: Exchange, spelling: str, name: str, *, dialect: Dialect) -> None:
         text = replies.not_found_text(spelling, name, self._driver.engine.fleet.state.votes)
@@ -165,6 +156,11 @@ async def _show(exchange: Exchange, port: OllamaWorker, body: bytes) -> None:
         return
     text = public_text(answer.status, upstream_error_text(answer.body))
     exchange.respond(answer.status, [replies.JSON], render_error(Dialect.ollama, answer.status, text))
+
+
+def _renamed(entry: ollama.TagsModel, name: str) -> bytes:
+    """The entry under another name."""
+    return msgspec.json.encode({**msgspec.json.decode(entry.raw), "name": name, "model": name})
 
 
 def _instant(text: str) -> int:

@@ -18,6 +18,7 @@ from bellmare.core.events import (
     RequestArrived,
     RequestCancelled,
     RequestFinished,
+    RequestKind,
 )
 from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
@@ -64,6 +65,9 @@ class Desk(Protocol):
 
     def account(self, conversation: "Conversation") -> None: ...
 
+    def again(self, conversation: "Conversation") -> RequestId:
+        """What the core is to call a request whose last name there has come to its end."""
+
     def report(self, what: str, error: BaseException) -> None: ...
 
 
@@ -89,6 +93,10 @@ class Conversation(msgspec.Struct, eq=False):
     translator: Translator | None = None
     client_left: bool = False
     ended: bool = False
+    rejected: Reject | None = None
+    """Why the model that was meant could not have it, once a fallback was asked."""
+    _arrival: tuple[InstantUs, str, Priority] = (InstantUs(0), "", Priority.normal)
+    """What the core was told beside the errand: deadline, tenant, priority."""
     _call: Call | None = None
     _upstream_status: int = 0
     _error_body: bytes = b""
@@ -96,7 +104,12 @@ class Conversation(msgspec.Struct, eq=False):
     def begin(self, deadline_us: InstantUs, *, tenant: str = "", priority: Priority = Priority.normal) -> None:
         """Ask the core. ``deadline_us`` is the instant by which it must have been handed to a worker."""
         self.exchange.listener = self
+        self._arrival = (deadline_us, tenant, priority)
+        self._arrive()
+
+    def _arrive(self) -> None:
         driver, errand = self.desk.driver, self.errand
+        deadline_us, tenant, priority = self._arrival
         state = driver.engine.fleet.state
         known_by = fingerprint(errand) if state.suspects or state.poison else ""
         driver.submit(
@@ -121,7 +134,7 @@ class Conversation(msgspec.Struct, eq=False):
         self.attempts = decision.attempt
         errand = self.errand
         self.translator = errand.translator(
-            Stamp(public_id=self.public_id, created_s=self.desk.driver.clock.wall_s(), model=errand.spelling)
+            Stamp(self.public_id, self.desk.driver.clock.wall_s(), errand.spelling, errand.asked)
         )
         self._upstream_status = 0
         self._error_body = b""
@@ -141,9 +154,21 @@ class Conversation(msgspec.Struct, eq=False):
 
     def on_reject(self, decision: Reject) -> None:
         """The core will not run it."""
+        if self.errand.fallbacks and decision.refusal in replies.FALLS_BACK:
+            if self.rejected is None:
+                self.rejected = decision
+            self.errand = self.errand.fallen_back()
+            self.dispatched = None
+            self.request = self.desk.again(self)
+            self._arrive()
+            return
+        if self.rejected is not None and decision.refusal in replies.FALLS_BACK:
+            decision = self.rejected  # the client asked for that model, and knows no other
         self.refusal = str(decision.refusal)
         status = replies.refusal_status(decision)
-        text = replies.refusal_text(decision, self.errand.spelling, self.desk.known_names())
+        text = replies.refusal_text(
+            decision, self.errand.spelling, self.desk.known_names(), embedding=self.errand.kind is RequestKind.embedding
+        )
         self._respond_error(status, text, headers=replies.refusal_headers(decision))
         self._end("refused" if not self.attempts else "failed", status)
 
@@ -354,9 +379,14 @@ class Conversation(msgspec.Struct, eq=False):
     def _headers(self, translator: Translator) -> HeaderLines:
         assert self.dispatched is not None
         headers = replies.answer_headers(translator.headers, self.dispatched, self.public_id)
-        if self.errand.overridden:
-            overridden = header_lines([(b"x-bellmare-overridden", ",".join(self.errand.overridden).encode())])
-            return HeaderLines(headers + overridden)
+        errand = self.errand
+        if errand.overridden or errand.redirected:
+            more: replies.Headers = []
+            if errand.overridden:
+                more.append((b"x-bellmare-overridden", ",".join(errand.overridden).encode()))
+            if errand.redirected:
+                more.append((b"x-bellmare-model", errand.name.encode()))
+            return HeaderLines(headers + header_lines(more))
         return headers
 
     def _respond_error(self, status: int, text: str, *, headers: replies.Headers | None = None) -> None:

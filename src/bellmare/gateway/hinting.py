@@ -14,6 +14,7 @@ from bellmare.core.units import SpanUs
 from bellmare.gateway import replies
 from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.allowance import Allowance, Rates
+from bellmare.gateway.naming import Naming
 from bellmare.gateway.tenants import Tenants
 from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Request
@@ -47,8 +48,9 @@ class ModelState(StrEnum):
 class Hinting:
     """Gives the core its hints, each within its client's allowance."""
 
-    def __init__(self, driver: Driver, tenants: Tenants, accounts: Accounts) -> None:
+    def __init__(self, driver: Driver, tenants: Tenants, accounts: Accounts, *, naming: Naming) -> None:
         self._driver = driver
+        self._naming = naming
         self._tenants = tenants
         self._accounts = accounts
         self.said = Allowance(SAID)
@@ -67,26 +69,32 @@ class Hinting:
             exchange.respond(error.status, [replies.JSON], render_error(dialect, error.status, error.message))
             return
         votes = self._driver.engine.fleet.state.votes
-        for model in said.models:
+        models = self._meant(said.models)
+        for model in models:
             if model.name not in votes:
                 text = replies.not_found_text(model.spelling, model.name, votes)
                 exchange.respond(404, [replies.JSON], render_error(dialect, 404, text))
                 return
         tenant = self._tenants.of(request)
-        wait_us = self._take(self.said, HintSource.prepare, tenant, count=len(said.models))
+        wait_us = self._take(self.said, HintSource.prepare, tenant, count=len(models))
         if wait_us:
             headers = [replies.JSON, *replies.retry_headers(wait_us)]
             text = "too many preparations: say it once, 5 to 15 s before the request"
             exchange.respond(429, headers, render_error(dialect, 429, text))
             return
-        self._give(HintSource.prepare, said.models, tenant=tenant, ttl_us=said.ttl_us)
-        rows = [{"model": model.spelling, "state": str(self._state_of(model.name))} for model in said.models]
+        self._give(HintSource.prepare, models, tenant=tenant, ttl_us=said.ttl_us)
+        rows = [{"model": model.spelling, "state": str(self._state_of(model.name))} for model in models]
         exchange.respond(202, [replies.JSON], msgspec.json.encode({"models": rows}))
 
     def announce(self, models: Sequence[Expected], tenant: str) -> None:
         """The models of a request's X-Bellmare-Next. Past the allowance they are dropped: the request is served."""
         if models and not self._take(self.said, HintSource.next_header, tenant, count=len(models)):
-            self._give(HintSource.next_header, models, tenant=tenant)
+            self._give(HintSource.next_header, self._meant(models), tenant=tenant)
+
+    def _meant(self, models: Sequence[Expected]) -> list[Expected]:
+        """The models for which the names that were said stand."""
+        meant = self._naming.meant
+        return [msgspec.structs.replace(model, name=meant(model.name)) for model in models]
 
     # ------------------------------------------------------------------ what traffic says
 

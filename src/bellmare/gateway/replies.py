@@ -64,10 +64,21 @@ def refusal_status(decision: Reject) -> int:
     return 503 if decision.refusal is Refusal.load_failed and decision.retry_after_us else STATUS[decision.refusal]
 
 
-def refusal_text(decision: Reject, name: str, known: Sequence[str]) -> str:
-    """What happened, why, and what to do about it. ``known`` are the names that could have been meant."""
+FALLS_BACK = frozenset(
+    {Refusal.unknown_model, Refusal.no_healthy_worker, Refusal.model_does_not_fit, Refusal.load_failed}
+)
+"""The model cannot be had at the moment, so that another may answer in its place. Who only has to wait waits."""
+
+
+def refusal_text(decision: Reject, name: str, known: Sequence[str], *, embedding: bool = False) -> str:
+    """What happened, why, and what to do about it. ``known`` are the names that could have been meant.
+
+    ``embedding``: of the routes where Ollama has other words for an unknown model (ollama.md 1.6).
+    """
     retry_s = max(1, round(decision.retry_after_us / 1e6))
     text = TEXTS[decision.refusal].format(name=name, retry=retry_s)
+    if embedding and decision.refusal is Refusal.unknown_model:
+        text = f'model "{name}" not found, try pulling it first'
     if decision.refusal is Refusal.unknown_model:
         close = [display_name(other) for other in close_names(name, known)]
         if close:

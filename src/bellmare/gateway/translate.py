@@ -7,6 +7,8 @@ that merely stops is a failure, whatever the connection says (ollama.md 1.6).
 from collections.abc import Callable
 from typing import Protocol
 
+import msgspec
+
 from bellmare.gateway.replies import EVENTS, JSON, NDJSON
 from bellmare.http.messages import HeaderLines, header_lines
 from bellmare.protocols.errors import BadAnswer, Dialect, stream_error
@@ -150,6 +152,39 @@ class Plain:
 
     def cut(self, message: str) -> bytes:
         return b""
+
+
+def _begin(model: str) -> bytes:
+    """How Ollama begins each object of an answer (ollama.md 1.4)."""
+    return b'{"model":' + msgspec.json.encode(model)
+
+
+class RenamedNative(Native):
+    """As :class:`Native`, for a model that the client knows by another name."""
+
+    def __init__(self, worker_name: str, client_name: str) -> None:
+        super().__init__()
+        self._theirs, self._ours = b"\n" + _begin(worker_name), b"\n" + _begin(client_name)
+
+    def feed(self, data: bytes) -> bytes:
+        ready = super().feed(data)
+        return (b"\n" + ready).replace(self._theirs, self._ours)[1:] if ready else ready
+
+    def relay(self, pass_on: Callable[[bytes], None]) -> Callable[[bytes], bool]:
+        """Nothing passes as it is."""
+        return lambda chunk: False
+
+
+class RenamedPlain(Plain):
+    """As :class:`Plain`, for a model that the client knows by another name."""
+
+    def __init__(self, worker_name: str, client_name: str) -> None:
+        super().__init__()
+        self._theirs, self._ours = _begin(worker_name), _begin(client_name)
+
+    def end(self) -> bytes:
+        body = super().end()
+        return self._ours + body[len(self._theirs) :] if body.startswith(self._theirs) else body
 
 
 class StreamCodec(Protocol):

@@ -88,7 +88,7 @@ def _folded(known: frozenset[str]) -> dict[str, str]:
     return {name.casefold(): name for name in known}
 
 
-def _explain(error: Exception, body: bytes) -> InvalidRequest:
+def explain(error: Exception, body: bytes) -> InvalidRequest:
     """A client's words for what msgspec or Python's decoder found."""
     if isinstance(error, RecursionError):
         return InvalidRequest("invalid JSON: nested too deeply")
@@ -116,7 +116,7 @@ def decode_as(body: bytes, decoder: msgspec.json.Decoder[_T]) -> _T:
     try:
         return decoder.decode(body)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _explain(error, body) from None
+        raise explain(error, body) from None
 
 
 def _pieces(raw: Raw | bytes) -> Iterator[bytes]:
@@ -150,7 +150,7 @@ def _decode_object(body: bytes, known: frozenset[str]) -> tuple[dict[str, Raw], 
     except msgspec.ValidationError:
         raise InvalidRequest("invalid request: the body must be a JSON object") from None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise _explain(error, body) from None
+        raise explain(error, body) from None
     inner = sum(_count(raw, b":") for raw in fields.values()) + sum(key.count(":") for key in fields)
     return fields, colons - inner - len(fields)
 
@@ -211,7 +211,7 @@ def check_object(body: bytes, *, known: frozenset[str] = frozenset()) -> dict[st
                 decoder.decode(piece)
             decoder.decode(b"", final=True)
         except UnicodeDecodeError as error:
-            raise _explain(error, body) from None
+            raise explain(error, body) from None
     if len(body) > _PIECE_BYTES and sum(piece.count(b"\\") for piece in _pieces(body)) > ESCAPES_MAX:
         raise InvalidRequest(f"more than {ESCAPES_MAX} escapes in strings", status=413)
     fields, surplus = _decode_object(body, known)
@@ -252,7 +252,7 @@ class Gate(Generic[_T]):
         try:
             return self._decoder.decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-            raise _explain(error, body) from None
+            raise explain(error, body) from None
 
     def usual(self, body: bytes) -> bool:
         """Whether the short way accepts ``body``: then ``check_object`` would too. False says nothing."""

@@ -64,7 +64,7 @@ def canonical_name(text: str) -> str:
 
     Raises :class:`InvalidRequest` in Ollama's words. ``http://`` and ``https://`` are taken off, because Ollama
     finds the same manifest with and without; any other scheme is invalid. Non-ASCII is refused before it is
-    lower-cased (the Kelvin sign would become a k). ``:local`` is a tag like any other here.
+    lower-cased (the Kelvin sign would become a k). Clients' ``:local`` is taken off by :func:`local_name` before.
     """
     return _join(_split(text)).lower()
 
@@ -72,6 +72,25 @@ def canonical_name(text: str) -> str:
 def display_name(text: str) -> str:
     """As Ollama prints it: default host and ``library/`` left out, the tag always shown, the case kept."""
     return _join(_split(text))
+
+
+def full_name(canonical: str) -> str:
+    """With host and namespace, as Ollama writes it in texts about what a model cannot do (ollama.md 1.4)."""
+    host, namespace, model, tag = _split(canonical)
+    return f"{host}/{namespace}/{model}:{tag}"
+
+
+def local_name(text: str) -> str:
+    """Without the suffix ``:local``, by which clients say that they do not mean ollama.com's model of that name.
+
+    Raises :class:`InvalidRequest` if it says both.
+    """
+    base, colon, suffix = text.strip().rpartition(":")
+    if not colon or suffix.strip().casefold() != "local":
+        return text
+    if is_cloud_name(base) or base.strip().casefold().endswith(":local"):
+        raise InvalidRequest("use either :local or :cloud, not both")
+    return base
 
 
 def is_cloud_name(text: str) -> bool:
@@ -106,7 +125,7 @@ def named(text: str) -> Named:
         return known
     if is_cloud_name(text):
         return Named(canonical="", spelling="", cloud=True)
-    name = canonical_name(text)
+    name = canonical_name(local_name(text))
     found = Named(canonical=name, spelling=text if "://" not in text else name, cloud=False)
     if len(text) <= _NAME_CHARS_MAX:  # blanks around it may be many
         _remembered[text] = found

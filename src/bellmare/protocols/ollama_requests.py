@@ -1,6 +1,7 @@
 """Requests of Ollama's native API: typed, checked once, never forwarded as the client wrote them (ollama.md 1.4).
 
-In every struct ``None`` means absent: Go takes ``null`` and an absent field for the same.
+In every struct ``None`` means absent: Go takes ``null`` and an absent field for the same. Fields that are not here are
+kept and go to the worker as they came (``unknown_fields``).
 """
 
 from typing import Any, TypeVar
@@ -8,7 +9,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from bellmare.protocols.errors import InvalidRequest
-from bellmare.protocols.jsonbody import Gate, check_depth
+from bellmare.protocols.jsonbody import check_depth
 from bellmare.protocols.ollama_fields import (
     are_plain,
     check_image_count,
@@ -19,6 +20,7 @@ from bellmare.protocols.ollama_fields import (
     checked_options,
     keep_alive_seconds,
 )
+from bellmare.protocols.unknown_fields import KeepingGate
 
 EMBED_INPUTS_MAX = 10_000
 """Ollama has no limit and starts one runner call per input (ollama.md 3.2)."""
@@ -33,18 +35,19 @@ class Part(msgspec.Struct, frozen=True, omit_defaults=True, kw_only=True, gc=Fal
 
 
 class ToolCallFunction(Part, frozen=True):
-    name: str
+    name: str = ""
     arguments: dict[str, Any] | None = None
     index: int | None = None
 
 
 class ToolCall(Part, frozen=True):
-    function: ToolCallFunction
+    function: ToolCallFunction = ToolCallFunction()
     id: str | None = None
 
 
 class Message(Part, frozen=True):
-    role: str
+    role: str | None = None
+    """Ollama wants none; a template may make nothing of a message without."""
     content: str | None = None
     thinking: str | None = None
     images: list[str] | None = None
@@ -54,13 +57,13 @@ class Message(Part, frozen=True):
 
 
 class ToolFunction(Part, frozen=True):
-    name: str
+    name: str = ""
     description: str | None = None
     parameters: dict[str, Any] | None = None
 
 
 class Tool(Part, frozen=True):
-    function: ToolFunction
+    function: ToolFunction = ToolFunction()
     type: str | None = None
     items: Any = None
 
@@ -158,11 +161,11 @@ def _checked_generation(request: _G) -> _G:
     return _checked(request)
 
 
-_parse_generate = Gate(GenerateRequest, known_fields(GenerateRequest))
-_parse_chat = Gate(ChatRequest, known_fields(ChatRequest))
-_parse_embed = Gate(EmbedRequest, known_fields(EmbedRequest))
-_parse_embeddings = Gate(EmbeddingsRequest, known_fields(EmbeddingsRequest))
-_parse_show = Gate(ShowRequest, known_fields(ShowRequest))
+_parse_generate = KeepingGate(GenerateRequest, known_fields(GenerateRequest))
+_parse_chat = KeepingGate(ChatRequest, known_fields(ChatRequest))
+_parse_embed = KeepingGate(EmbedRequest, known_fields(EmbedRequest))
+_parse_embeddings = KeepingGate(EmbeddingsRequest, known_fields(EmbeddingsRequest))
+_parse_show = KeepingGate(ShowRequest, known_fields(ShowRequest))
 
 
 def parse_generate(body: bytes) -> GenerateRequest:
@@ -232,14 +235,17 @@ def parse_show(body: bytes) -> ShowRequest:
 
 
 def stream_wanted(request: InferenceRequest) -> bool:
-    """Generate and chat stream unless told not to; the embedding routes never do (ollama.md 1.5)."""
-    return isinstance(request, _Generation) and request.stream is not False
+    """Generate and chat stream unless told not to; the embedding routes never do (ollama.md 1.5).
+
+    A rendered template comes as one object, whatever ``stream`` says.
+    """
+    return isinstance(request, _Generation) and request.stream is not False and not request.debug_render_only
 
 
 def is_load(request: InferenceRequest) -> bool:
     """Whether the client only wants the model ready: no prompt, no messages, no input (ollama.md 2.1)."""
     if isinstance(request, GenerateRequest):
-        return not request.prompt and not request.images and not request.suffix
+        return not request.prompt
     if isinstance(request, ChatRequest):
         return not request.messages
     if isinstance(request, EmbedRequest):

@@ -6,12 +6,17 @@ import msgspec
 
 from bellmare.protocols.ollama_fields import OLD_RELOAD_OPTIONS, RELOAD_OPTIONS, SAMPLING_OPTIONS
 from bellmare.protocols.ollama_requests import ChatRequest, GenerateRequest, InferenceRequest, ShowRequest
+from bellmare.protocols.unknown_fields import Extended, extra_of, to_plain, without
 
 _encode = msgspec.json.Encoder().encode
 
 _OWNED = RELOAD_OPTIONS | OLD_RELOAD_OPTIONS | {"keep_alive", "shift"}
 _GENERATIONS = (GenerateRequest, ChatRequest)
 """Those with a ``shift``."""
+_RUNNER_FIELD = "runner"
+"""Of newer Ollamas: chooses another engine for the model, which reloads it, so it is the gateway's too."""
+_OWNED_UNKNOWN = _OWNED | {_RUNNER_FIELD}
+"""What no request may carry as a field that its route does not know."""
 _KEEP_ALIVE_FOREVER = -1
 _KEEP_ALIVE_UNLOAD = 0
 
@@ -29,20 +34,26 @@ def encode_for_worker(request: InferenceRequest, *, model: str, num_ctx: int) ->
     options = {**asked, "num_ctx": num_ctx}
     if isinstance(request, _GENERATIONS) and request.shift is not None:
         request = msgspec.structs.replace(request, shift=None)
-    return _encode(msgspec.structs.replace(request, model=model, keep_alive=None, options=options))
+    request = msgspec.structs.replace(request, model=model, keep_alive=None, options=options)
+    if isinstance(request, Extended):
+        return _encode(to_plain(without(request, _OWNED_UNKNOWN)))
+    return _encode(request)
 
 
 def encode_show(request: ShowRequest, *, model: str) -> bytes:
     """Canonical JSON of a show request."""
-    return _encode(msgspec.structs.replace(request, model=model, name=None))
+    return _encode(to_plain(msgspec.structs.replace(request, model=model, name=None)))
 
 
 def requested_reload_options(request: InferenceRequest) -> tuple[str, ...]:
-    """Which of the eight fields the client sent, sorted; none of them was obeyed."""
+    """Which of the fields that would reload a runner the client sent, sorted; none of them was obeyed."""
     shift = isinstance(request, _GENERATIONS) and request.shift is not None
-    if not shift and (not request.options or RELOAD_OPTIONS.isdisjoint(request.options)):
+    extended = isinstance(request, Extended)
+    if not shift and not extended and (not request.options or RELOAD_OPTIONS.isdisjoint(request.options)):
         return ()
     sent = RELOAD_OPTIONS.intersection(request.options or {})
+    if isinstance(request, Extended):
+        sent |= {_RUNNER_FIELD for name in extra_of(request) if name.casefold() == _RUNNER_FIELD}
     return tuple(sorted(sent | {"shift"} if shift else sent))
 
 

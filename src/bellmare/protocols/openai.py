@@ -6,85 +6,77 @@ from typing import Any
 import msgspec
 
 from bellmare.protocols.errors import InvalidRequest
+from bellmare.protocols.forced_tools import ForcedCall, bound
 from bellmare.protocols.jsonbody import Gate, check_depth
 from bellmare.protocols.names import DEFAULT_NAMESPACE
-from bellmare.protocols.ollama_fields import check_image_count, check_images, check_top_logprobs
+from bellmare.protocols.ollama_fields import check_image_count, check_top_logprobs
 from bellmare.protocols.ollama_requests import (
     ChatRequest,
     Message,
     Tool,
     ToolCall,
-    ToolCallFunction,
     check_messages,
     check_tools,
     known_fields,
 )
+from bellmare.protocols.openai_fields import (
+    STOPS_MAX,
+    Received,
+    StreamOptions,
+    ToolChoice,
+    call_of,
+    check_limit,
+    chosen_tools,
+    go_type,
+    image_of,
+    refuse,
+    role_of,
+    stops_of,
+    think_of,
+)
 
-STOPS_MAX = 64
-"""OpenAI allows 4, Ollama any number."""
-_EFFORTS = ("high", "medium", "low", "none")
-_IMAGE_PREFIXES = ("data:;base64,", *(f"data:image/{kind};base64," for kind in ("jpeg", "jpg", "png", "webp")))
-"""As Ollama; the first stands for plain base64."""
-_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant", "tool": "tool"}
-"""``developer`` is the newer word for ``system``; model templates know only that one."""
-
-
-class _Received(msgspec.Struct, frozen=True, gc=False):
-    """Base of what is only read. Why ``gc=False``: see ``ollama_requests.Part``."""
-
-
-class ImageUrl(_Received, frozen=True):
-    url: str
-
-
-class ContentPart(_Received, frozen=True):
-    type: str
-    text: str | None = None
-    image_url: ImageUrl | str | None = None
+__all__ = ["STOPS_MAX", "OpenAIChat", "model_entry", "models_list", "parse_chat_completion", "to_native"]
 
 
-class OpenAIFunction(_Received, frozen=True):
+class OpenAIFunction(Received, frozen=True):
     name: str
     arguments: str = ""
     """A JSON object as a string."""
 
 
-class OpenAIToolCall(_Received, frozen=True):
+class OpenAIToolCall(Received, frozen=True):
     function: OpenAIFunction
     id: str = ""
 
 
-class OpenAIMessage(_Received, frozen=True):
+class OpenAIMessage(Received, frozen=True):
     role: str
-    content: str | list[ContentPart] | None = None
+    content: Any = None
+    """A string or a list of parts."""
     reasoning: str | None = None
     tool_calls: list[OpenAIToolCall] | None = None
     name: str | None = None
     tool_call_id: str | None = None
 
 
-class JsonSchema(_Received, frozen=True):
+class JsonSchema(Received, frozen=True):
     schema: dict[str, Any] | None = None
 
 
-class ResponseFormat(_Received, frozen=True):
+class ResponseFormat(Received, frozen=True):
     type: str
     json_schema: JsonSchema | None = None
 
 
-class StreamOptions(_Received, frozen=True):
-    include_usage: bool | None = None
-
-
-class Reasoning(_Received, frozen=True):
+class Reasoning(Received, frozen=True):
     effort: str | None = None
 
 
-class OpenAIChat(_Received, frozen=True, kw_only=True):
+class OpenAIChat(Received, frozen=True, kw_only=True):
     """Body of POST /v1/chat/completions; fields that are not here are ignored, as Ollama does."""
 
     model: str = ""
-    messages: list[OpenAIMessage] = []
+    messages: list[OpenAIMessage] = msgspec.field(default_factory=list)
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     max_tokens: int | None = None
@@ -95,7 +87,7 @@ class OpenAIChat(_Received, frozen=True, kw_only=True):
     frequency_penalty: float | None = None
     presence_penalty: float | None = None
     seed: int | None = None
-    stop: str | list[str] | None = None
+    stop: Any = None
     n: int | None = None
     tools: list[Tool] | None = None
     tool_choice: Any = None
@@ -104,6 +96,13 @@ class OpenAIChat(_Received, frozen=True, kw_only=True):
     reasoning_effort: str | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
+    logit_bias: Any = None
+    audio: Any = None
+    modalities: Any = None
+    functions: Any = None
+    function_call: Any = None
+    prediction: Any = None
+    web_search_options: Any = None
 
     @property
     def include_usage(self) -> bool:
@@ -113,15 +112,10 @@ class OpenAIChat(_Received, frozen=True, kw_only=True):
 
 _IGNORED = frozenset(
     {
-        "audio",
-        "function_call",
-        "functions",
-        "logit_bias",
         "metadata",
-        "modalities",
         "parallel_tool_calls",
-        "prediction",
         "prompt_cache_key",
+        "prompt_cache_retention",
         "safety_identifier",
         "service_tier",
         "store",
@@ -129,31 +123,38 @@ _IGNORED = frozenset(
         "verbosity",
     }
 )
-"""OpenAI's other fields of this route."""
+"""OpenAI's other fields of this route: hints, and what concerns its accounts."""
+_UNSUPPORTED = {
+    "logit_bias": "Ollama cannot weigh single tokens",
+    "audio": "answers are text",
+    "functions": "use tools",
+    "function_call": "use tool_choice",
+    "prediction": "Ollama takes no predicted text",
+    "web_search_options": "nothing is searched here",
+}
+"""What would change the answer, and why it cannot be had."""
 _gate = Gate(OpenAIChat, known_fields(OpenAIChat), ignored=_IGNORED)
-_arguments_decoder = msgspec.json.Decoder(dict[str, Any] | None)
 
 
-def _check_tool_choice(choice: object) -> None:
-    if choice is None or choice in ("auto", "none"):
+def _check_unsupported(chat: OpenAIChat) -> None:
+    if chat.n not in (None, 1):
+        raise InvalidRequest("n must be 1: a model here gives one answer per request")
+    for name, why in _UNSUPPORTED.items():
+        if getattr(chat, name):
+            raise refuse(name, why)
+    if chat.modalities and chat.modalities != ["text"]:
+        raise refuse("modalities", "answers are text")
+
+
+def _check_response_format(wanted: ResponseFormat) -> None:
+    kind = wanted.type.strip().lower()
+    if kind in ("text", "json_object"):
         return
-    shown = choice if isinstance(choice, str) and len(choice) <= 32 else "a named tool"
-    raise InvalidRequest(f'tool_choice {shown} is not supported: use "auto" or "none"')
-
-
-def _check_response_format(wanted: ResponseFormat | None) -> None:
-    if wanted is None or wanted.type in ("text", "json_object"):
-        return
-    if wanted.type != "json_schema":
+    if kind != "json_schema":
         raise InvalidRequest('response_format.type must be "text", "json_object" or "json_schema"')
     if wanted.json_schema is None or wanted.json_schema.schema is None:
         raise InvalidRequest("response_format.json_schema.schema is required")
     check_depth(wanted.json_schema.schema, "response_format.json_schema.schema")
-
-
-def _effort(chat: OpenAIChat) -> str:
-    """``reasoning.effort`` comes before ``reasoning_effort``, as in Ollama; empty if unset."""
-    return ((chat.reasoning.effort if chat.reasoning else chat.reasoning_effort) or "").strip()
 
 
 def parse_chat_completion(body: bytes) -> OpenAIChat:
@@ -163,87 +164,67 @@ def parse_chat_completion(body: bytes) -> OpenAIChat:
         raise InvalidRequest("model is required")
     if not chat.messages:
         raise InvalidRequest("[] is too short - 'messages'")
-    if chat.n not in (None, 1):
-        raise InvalidRequest("n must be 1: a model here gives one answer per request")
-    for name, limit in (("max_tokens", chat.max_tokens), ("max_completion_tokens", chat.max_completion_tokens)):
-        if limit is not None and limit < -1:
-            raise InvalidRequest(f"{name} must not be negative")
-    if isinstance(chat.stop, list) and len(chat.stop) > STOPS_MAX:
-        raise InvalidRequest(f"stop has more than {STOPS_MAX} strings")
-    effort = _effort(chat)
-    if effort and effort not in _EFFORTS:
-        allowed = '"high", "medium", "low", or "none"'
-        raise InvalidRequest(f"invalid reasoning value: '{effort[:32]}' (must be {allowed})")
-    _check_tool_choice(chat.tool_choice)
-    _check_response_format(chat.response_format)
+    _check_unsupported(chat)
+    check_limit("max_tokens", chat.max_tokens)
+    check_limit("max_completion_tokens", chat.max_completion_tokens)
+    if chat.response_format is not None:
+        _check_response_format(chat.response_format)
     check_top_logprobs(chat.top_logprobs)
     if chat.tools:
         check_tools(chat.tools)
     return chat
 
 
-def _image(part: ContentPart) -> str:
-    """The base64 of an ``image_url`` part."""
-    url = part.image_url.url if isinstance(part.image_url, ImageUrl) else part.image_url
-    if url is None:
-        raise InvalidRequest("invalid message format")
-    for prefix in _IMAGE_PREFIXES:
-        if url.startswith(prefix):
-            return url[len(prefix) :]
-    if url[:8].lower().startswith(("http://", "https://")):
-        raise InvalidRequest("invalid image input: give the image as a data: URI, addresses are not fetched")
-    raise InvalidRequest("invalid image input")
+def tool_choice_of(chat: OpenAIChat) -> ToolChoice:
+    """Which tools the model sees, and whether one must be called. Raises :class:`InvalidRequest`."""
+    if chat.tool_choice is None:
+        return ToolChoice(chat.tools or None)
+    return chosen_tools(chat.tools, chat.tool_choice)
 
 
-def _content(parts: list[ContentPart]) -> tuple[str, list[str] | None]:
-    """Text and images of a message in parts.
-
-    One message stays one: Ollama's /v1 makes one of each part, and templates that want alternating roles then fail.
-    Texts are joined as Ollama joins messages of one role, by an empty line.
-    """
-    texts: list[str] = []
-    images: list[str] = []
-    for part in parts:
-        if part.type == "text" and part.text is not None:
-            texts.append(part.text)
-        elif part.type == "image_url":
-            images.append(_image(part))
-        else:
-            raise InvalidRequest("invalid message format")
-    check_images(images)
-    return "\n\n".join(texts), images or None
+def _part(part: object, role: str) -> Message:
+    kind = part.get("type") if isinstance(part, dict) else None
+    if isinstance(part, dict) and kind == "text" and isinstance(part.get("text"), str):
+        return Message(role=role, content=part["text"])
+    if isinstance(part, dict) and kind == "image_url":
+        given = part.get("image_url")
+        return Message(role=role, images=[image_of(given.get("url") if isinstance(given, dict) else given)])
+    raise InvalidRequest("invalid message format")
 
 
-def _tool_call(call: OpenAIToolCall) -> ToolCall:
-    text = call.function.arguments.strip()
-    try:
-        arguments = _arguments_decoder.decode(text) if text else {}
-    except (msgspec.DecodeError, RecursionError):
-        raise InvalidRequest("invalid tool call arguments") from None
-    return ToolCall(function=ToolCallFunction(name=call.function.name, arguments=arguments or {}), id=call.id or None)
-
-
-def _native_message(message: OpenAIMessage, tool_names: dict[str, str]) -> Message:
-    role = _ROLES.get(message.role) or _ROLES.get(message.role.strip().lower())
-    if role is None:
-        raise InvalidRequest(f"invalid message role: must be one of {', '.join(_ROLES)}")
-    content, images = message.content, None
+def _native_messages(message: OpenAIMessage, tool_names: dict[str, str]) -> list[Message]:
+    """One message, or one for each part of it: Ollama's /v1 makes them so, and templates join them again."""
+    role, content = role_of(message.role), message.content
     if isinstance(content, list):
-        content, images = _content(content)
-    elif content is None and message.tool_calls is None:
-        raise InvalidRequest("invalid message content type: <nil>")
+        messages = [_part(part, role) for part in content]
+    elif content is None or isinstance(content, str):
+        messages = [Message(role=role, content=content)]
+        if content is None and message.tool_calls is None:
+            raise InvalidRequest("invalid message content type: <nil>")
+    else:
+        raise InvalidRequest(f"invalid message content type: {go_type(content)}")
+    calls = _calls(message.tool_calls) if message.tool_calls else None
+    if not messages:
+        if not calls:
+            return []
+        messages = [Message(role=role)]
+    if role != "tool" and calls is None and not message.reasoning:
+        return messages
     tool_name = None
     if role == "tool":
         tool_name = message.name or tool_names.get(message.tool_call_id or "")
-    return Message(
-        role=role,
-        content=content,
+    messages[-1] = msgspec.structs.replace(
+        messages[-1],
         thinking=message.reasoning or None,
-        images=images,
-        tool_calls=[_tool_call(call) for call in message.tool_calls] if message.tool_calls else None,
+        tool_calls=calls,
         tool_name=tool_name,
         tool_call_id=message.tool_call_id if role == "tool" else None,
     )
+    return messages
+
+
+def _calls(calls: list[OpenAIToolCall]) -> list[ToolCall]:
+    return [call_of(call.function.name, call.function.arguments, call.id) for call in calls]
 
 
 def _options(chat: OpenAIChat) -> dict[str, Any]:
@@ -256,15 +237,16 @@ def _options(chat: OpenAIChat) -> dict[str, Any]:
         "seed": chat.seed,
         "frequency_penalty": chat.frequency_penalty,
         "presence_penalty": chat.presence_penalty,
-        "stop": [chat.stop] if isinstance(chat.stop, str) else chat.stop,
+        "stop": stops_of(chat.stop),
     }
     return {name: value for name, value in options.items() if value is not None}
 
 
 def _format(wanted: ResponseFormat | None) -> Any:
-    if wanted is None or wanted.type == "text":
+    kind = "text" if wanted is None else wanted.type.strip().lower()
+    if wanted is None or kind == "text":
         return None
-    if wanted.type == "json_object":
+    if kind == "json_object":
         return "json"
     assert wanted.json_schema is not None
     return wanted.json_schema.schema
@@ -272,6 +254,11 @@ def _format(wanted: ResponseFormat | None) -> Any:
 
 def to_native(chat: OpenAIChat) -> ChatRequest:
     """The same request for /api/chat; ``stream`` is always said. Raises :class:`InvalidRequest` for bad messages."""
+    return native_and_forced(chat)[0]
+
+
+def native_and_forced(chat: OpenAIChat) -> tuple[ChatRequest, ForcedCall | None]:
+    """As :func:`to_native`, with the call that the answer is bound to, if the client insists on one."""
     tool_names = {
         call.id: call.function.name
         for message in chat.messages
@@ -279,25 +266,30 @@ def to_native(chat: OpenAIChat) -> ChatRequest:
         for call in message.tool_calls
         if call.id
     }
-    messages = [_native_message(message, tool_names) for message in chat.messages]
+    messages = [one for message in chat.messages for one in _native_messages(message, tool_names)]
     check_messages([message for message in messages if message.tool_calls])
     check_image_count(sum(len(message.images or ()) for message in messages))
-    effort = _effort(chat)
-    return ChatRequest(
+    # ``reasoning`` comes before ``reasoning_effort``, also if it is empty, as in Ollama
+    effort = chat.reasoning_effort if chat.reasoning is None else chat.reasoning.effort
+    choice = tool_choice_of(chat)
+    native = ChatRequest(
         model=chat.model,
         messages=messages,
         stream=bool(chat.stream),
         format=_format(chat.response_format),
-        tools=None if chat.tool_choice == "none" else chat.tools or None,
+        tools=choice.offered,
         options=_options(chat),
-        think=None if not effort else False if effort == "none" else effort,
+        think=think_of(effort),
         logprobs=chat.logprobs,
         top_logprobs=chat.top_logprobs,
     )
+    if choice.forced is None:
+        return native, None
+    return bound(msgspec.structs.replace(native, logprobs=None, top_logprobs=None), choice.forced), choice.forced
 
 
 def models_list(names: Iterable[tuple[str, int]]) -> bytes:
-    """Answer of GET /v1/models for names (canonical) and their times in Unix seconds; without models ``[]``.
+    """Answer of GET /v1/models for names (as tags lists them) and their times in Unix seconds; without models ``[]``.
 
     Ollama writes ``"data":null`` there, over which OpenAI's clients stumble (ollama.md 1.5).
     """
@@ -306,7 +298,7 @@ def models_list(names: Iterable[tuple[str, int]]) -> bytes:
 
 
 def model_entry(name: str, created_s: int) -> bytes:
-    """Answer of GET /v1/models/NAME, as in :func:`models_list`."""
+    """Answer of GET /v1/models/NAME, as in :func:`models_list`; ``name`` is as the client wrote it."""
     return msgspec.json.encode(_model(name, created_s))
 
 

@@ -140,3 +140,45 @@ def _models(settings: Settings) -> Iterator[Finding]:
         first = seen.setdefault(canonical, name)
         if first != name:
             yield ("models", name), f"is the same model as {quoted(first)}"
+    yield from _aliases(settings)
+    yield from _fallbacks(settings)
+
+
+def _names(settings: Settings, attribute: str) -> Iterator[tuple[str, str, str | Finding]]:
+    """Model, name as written, and its canonical form or what is wrong with it."""
+    for model, rules in settings.models.items():
+        for index, name in enumerate(getattr(rules, attribute)):
+            try:
+                yield model, name, canonical_name(name)
+            except InvalidRequest as error:
+                yield model, name, (("models", model, attribute, index), f"{quoted(name)}: {error}")
+
+
+def _aliases(settings: Settings) -> Iterator[Finding]:
+    meant: dict[str, str] = {}
+    configured = {name for _, name in _configured(settings)}
+    for model, alias, found in _names(settings, "aliases"):
+        if not isinstance(found, str):
+            yield found
+        elif found in configured:
+            yield ("models", model, "aliases"), f"{quoted(alias)} is a model of its own in `models`"
+        elif meant.setdefault(found, model) != model:
+            yield ("models", model, "aliases"), f"{quoted(alias)} already stands for {quoted(meant[found])}"
+
+
+def _fallbacks(settings: Settings) -> Iterator[Finding]:
+    own = dict(_configured(settings))
+    for model, fallback, found in _names(settings, "fallbacks"):
+        if not isinstance(found, str):
+            yield found
+        elif found == own.get(model):
+            yield ("models", model, "fallbacks"), f"{quoted(fallback)} is the model itself"
+
+
+def _configured(settings: Settings) -> Iterator[tuple[str, str]]:
+    """Models as written, and canonical; without those that are invalid anyway."""
+    for name in settings.models:
+        try:
+            yield name, canonical_name(name)
+        except InvalidRequest:
+            continue

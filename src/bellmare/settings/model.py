@@ -25,6 +25,7 @@ from bellmare.settings.quantities import (
     HeadroomKind,
     Size,
     Word,
+    Words,
 )
 
 GATEWAY_PORT = 11435
@@ -209,11 +210,21 @@ class WorkerSettings(Section):
         return WorkerKind.sim if self.sim is not None else WorkerKind.ollama
 
 
+_ModelNames = Words(Word(r"[^\s\x00-\x1f\x7f]{1,500}", "model names"), 100)
+
+
 class ModelSettings(Section):
     num_ctx: Annotated[int, _Context] | None = Field(
         default=None, description="Context per slot of this model. Absent: what its Modelfile says, else `num_ctx`."
     )
     pinned: Annotated[bool, Flag()] = Field(default=False, description="Loaded at start and never evicted.")
+    aliases: Annotated[tuple[str, ...], _ModelNames] = Field(
+        default=(), description="Other names under which clients may ask for this model; answers repeat them."
+    )
+    fallbacks: Annotated[tuple[str, ...], _ModelNames] = Field(
+        default=(),
+        description="Models that answer in its place, the first first, while no worker has it or can load it.",
+    )
 
 
 class TenantSettings(Section):
@@ -281,6 +292,10 @@ class Settings(Section):
     switch_policy: Annotated[bool, Flag()] = Field(
         default=True,
         description="Let another eviction policy take over when its shadow needs 10 % less loading. Needs `shadows`.",
+    )
+    cloud: Annotated[bool, Flag()] = Field(
+        default=False,
+        description="Pass requests for names such as `m:cloud` on to a worker, which sends them to ollama.com.",
     )
     queue: QueueSettings = Field(default=QueueSettings(), description="Bounds of waiting.")
     drain_after_us: Annotated[SpanUs, Duration(0, DAY_US)] = Field(

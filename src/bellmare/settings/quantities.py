@@ -305,6 +305,29 @@ class Word(Parsed, msgspec.Struct, frozen=True):
         return {"description": self.what, "type": "string", "pattern": f"^(?:{self.pattern})$"}
 
 
+class Words(Parsed, msgspec.Struct, frozen=True):
+    """A list of words of one kind; in a variable or a flag with commas between."""
+
+    word: Word
+    most: int
+
+    def parse(self, value: object) -> tuple[str, ...]:
+        parts = value.split(",") if isinstance(value, str) else value
+        if not isinstance(parts, list | tuple):
+            raise ValueError(f"{quoted(value)} is not a list")
+        if len(parts) > self.most:
+            raise ValueError(f"{len(parts)} are too many; at most {self.most}")
+        return tuple(self.word.parse(part.strip() if isinstance(part, str) else part) for part in parts if part != "")
+
+    def show(self, value: tuple[str, ...]) -> str:
+        return ", ".join(value)
+
+    def schema(self) -> dict[str, Any]:
+        items = self.word.schema()
+        what = items.pop("description")
+        return {"description": f"a list of {what}", "type": "array", "maxItems": self.most, "items": items}
+
+
 class Headroom(msgspec.Struct, frozen=True):
     """Memory kept free: a fixed size or a share of the worker's memory; exactly one is set."""
 

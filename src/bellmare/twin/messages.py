@@ -4,6 +4,8 @@ are µs.
 
 import msgspec
 
+from bellmare.twin.config import TwinModel
+
 
 class RunnerOptions(msgspec.Struct, frozen=True):
     """The options that make a runner's shape (section 1.4). None and the defaults mean automatic."""
@@ -75,6 +77,12 @@ class CopyName(Input, frozen=True):
 
     source: str
     destination: str
+
+
+class StoreName(Input, frozen=True):
+    """POST /api/create and a pull that ended well: the model's name means it from now on. Unloads nothing."""
+
+    model: TwinModel
 
 
 class DeleteName(Input, frozen=True):

@@ -24,6 +24,7 @@ from bellmare.twin.messages import (
     LoadOnly,
     LoadReplied,
     Slow,
+    StoreName,
     Tick,
     Unload,
     UnloadReplied,
@@ -52,6 +53,7 @@ class Twin:
             Unload: self._unload,
             Cancel: self._cancel,
             CopyName: self._copy_name,
+            StoreName: self._store_name,
             DeleteName: self._delete_name,
             CrashRunner: self._crash,
             HangRunner: self._hang,
@@ -151,6 +153,9 @@ class Twin:
         source = self._names.get(asked.source)
         if source is not None:
             self._names[asked.destination] = msgspec.structs.replace(source, name=asked.destination)
+
+    def _store_name(self, asked: StoreName) -> None:
+        self._names[asked.model.name] = asked.model
 
     def _delete_name(self, asked: DeleteName) -> None:
         self._names.pop(asked.name, None)

@@ -102,6 +102,8 @@ class OllamaWorker:
         """As /api/ps showed it last: at an observation, after a load, during an unload."""
         self._now_utc = now_utc
         self._tags_body = b""
+        self.abilities: dict[str, frozenset[str]] = {}
+        """What its models can do, by canonical name, in Ollama's words; models of old Ollamas are missing."""
         self._described: dict[tuple[str, str], StoredModel] = {}
         """By name and digest."""
         self._stored: dict[str, StoredModel] = {}
@@ -186,6 +188,7 @@ class OllamaWorker:
         self._described = {key: model for key, model in self._described.items() if key in keys}
         self._stored = {name: self._described[name, entry.digest] for name, entry in tags.items()}
         self.tags = tags
+        self.abilities = {name: found for name, found in self.abilities.items() if name in tags}
         for model in self._stored.values():
             self._blobs[model.digest] = model.model
         while len(self._blobs) > DIGESTS_MAX:
@@ -209,6 +212,10 @@ class OllamaWorker:
                 raise
         name = canonical_name(entry.name)
         self._described[name, entry.digest] = stored_model(name, entry, show)
+        if show.capabilities:
+            self.abilities[name] = frozenset(show.capabilities)
+        else:
+            self.abilities.pop(name, None)
 
     async def _running(self, *, timeout_s: float) -> list[ollama.PsModel]:
         answer = await self._ok("GET", "/api/ps", timeout_s=timeout_s)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import msgspec
 import pytest
 
 from bellmare.core.config import CoreConfig
@@ -121,6 +122,9 @@ class Desk:
 
     def account(self, conversation: Conversation) -> None:
         self.accounted.append(conversation)
+
+    def again(self, conversation: Conversation) -> RequestId:
+        return RequestId(f"{conversation.request}-again")
 
     def report(self, what: str, error: BaseException) -> None:
         self.reported.append(error)
@@ -322,3 +326,39 @@ async def test_a_shutdown_tells_every_client(begun: bool) -> None:
     assert "shutting down" in json.loads(client.body.splitlines()[-1])["error"]
     assert worker.aborted == 1
     over(desk, "cancelled")
+
+
+def converse(desk: Desk, errand: Any) -> tuple[Client, Conversation]:
+    client = Client()
+    conversation = Conversation(
+        desk, client, errand, request=RequestId("r1"), public_id="r1", arrived_us=desk.driver.clock.now_us()
+    )  # type: ignore[arg-type]
+    conversation.begin(InstantUs(2**60))
+    return client, conversation
+
+
+def with_fallbacks(*fallbacks: str) -> Any:
+    errand = native.chat(b'{"model":"gone","messages":[{"role":"user","content":"hi"}],"stream":false}')
+    return msgspec.structs.replace(errand, fallbacks=fallbacks)
+
+
+async def test_a_model_that_cannot_be_had_is_answered_by_its_first_fallback_that_can() -> None:
+    desk = Desk()
+    client, conversation = converse(desk, with_fallbacks("gone-too:latest", "m:latest"))
+    worker = desk.workers[WORKERS[0]]
+    assert worker.calls[-1]["body"]["model"] == "m:latest"
+    worker.answers(b'{"model":"m:latest","message":{"content":"hello"},"done":true}')
+    assert conversation.ended
+    assert conversation.outcome == "completed"
+    assert client.status == 200
+    assert json.loads(client.body)["model"] == "gone", "answers repeat what the client asked for"
+    assert client.headers[b"x-bellmare-model"] == b"m:latest"
+    assert desk.busy == 0
+
+
+async def test_without_any_that_can_the_refusal_is_about_the_model_that_was_asked_for() -> None:
+    desk = Desk()
+    client, conversation = converse(desk, with_fallbacks("gone-too:latest"))
+    assert (client.status, conversation.outcome, conversation.refusal) == (404, "refused", "unknown_model")
+    assert b"'gone' not found" in client.body
+    assert len(desk.accounted) == 1

@@ -53,7 +53,8 @@ def test_a_plain_request():
         ({"seed": 7}, {"seed": 7}),
         ({"frequency_penalty": 0.5, "presence_penalty": -1}, {"frequency_penalty": 0.5, "presence_penalty": -1}),
         ({"temperature": None, "stop": None, "seed": None, "max_tokens": None, "n": None}, {}),
-        ({"n": 1, "user": "u", "logit_bias": {"1": 2}, "store": True, "metadata": {"a": 1}}, {}),
+        ({"n": 1, "user": "u", "logit_bias": {}, "store": True, "metadata": {"a": 1}}, {}),
+        ({"modalities": ["text"], "functions": [], "parallel_tool_calls": False, "verbosity": "low"}, {}),
         ({"options": {"num_ctx": 1}, "keep_alive": 0, "num_ctx": 1, "shift": False}, {}),
     ],
 )
@@ -74,6 +75,9 @@ def test_sampling_fields_become_options(fields, options):
         ),
         ({"reasoning_effort": "none"}, {"think": False}),
         ({"reasoning_effort": "high"}, {"think": "high"}),
+        ({"reasoning_effort": "minimal"}, {"think": "low"}),
+        ({"reasoning_effort": "xhigh"}, {"think": "max"}),
+        ({"reasoning": {"effort": ""}, "reasoning_effort": "high"}, {"think": None}),
         ({"reasoning": {"effort": "low"}, "reasoning_effort": "high"}, {"think": "low"}),
         ({"reasoning_effort": ""}, {"think": None}),
         ({"logprobs": True, "top_logprobs": 3}, {"logprobs": True, "top_logprobs": 3}),
@@ -100,21 +104,6 @@ def test_other_fields(fields, expected):
             {"role": "assistant", "content": "x", "thinking": "r"},
         ),
         (
-            {"role": "user", "content": [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]},
-            {"role": "user", "content": "a\n\nb"},
-        ),
-        (
-            {
-                "role": "user",
-                "content": [
-                    {"type": "text", "text": "what?"},
-                    {"type": "image_url", "image_url": {"url": "data:image/png;base64," + PNG, "detail": "low"}},
-                    {"type": "image_url", "image_url": "data:;base64," + PNG},
-                ],
-            },
-            {"role": "user", "content": "what?", "images": [PNG, PNG]},
-        ),
-        (
             {
                 "role": "assistant",
                 "content": None,
@@ -136,6 +125,44 @@ def test_messages(message, expected):
     assert native(messages=[message])["messages"] == [expected]
 
 
+def test_each_part_of_a_message_is_one_as_in_ollama():
+    parts = [
+        {"type": "text", "text": "what?"},
+        {"type": "image_url", "image_url": {"url": "data:image/png;base64," + PNG, "detail": "low"}},
+        {"type": "text", "text": "and?"},
+        {"type": "image_url", "image_url": "data:;base64," + PNG},
+    ]
+    assert native(messages=[{"role": "user", "content": parts}])["messages"] == [
+        {"role": "user", "content": "what?"},
+        {"role": "user", "images": [PNG]},
+        {"role": "user", "content": "and?"},
+        {"role": "user", "images": [PNG]},
+    ]
+
+
+def test_the_last_part_carries_what_belongs_to_the_message():
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    call = {"id": "c1", "function": {"name": "f", "arguments": "{}"}}
+    first, second, result = native(
+        messages=[
+            {"role": "assistant", "content": parts, "reasoning": "r", "tool_calls": [call]},
+            {"role": "tool", "content": parts[:1], "tool_call_id": "c1"},
+        ]
+    )["messages"]
+    assert first == {"role": "assistant", "content": "a"}
+    assert second == {
+        "role": "assistant",
+        "content": "b",
+        "thinking": "r",
+        "tool_calls": [{"function": {"name": "f", "arguments": {}}, "id": "c1"}],
+    }
+    assert result == {"role": "tool", "content": "a", "tool_name": "f", "tool_call_id": "c1"}
+    assert native(messages=[*USER, {"role": "user", "content": []}])["messages"] == USER
+    assert native(messages=[*USER, {"role": "assistant", "content": [], "tool_calls": [call]}])["messages"][1][
+        "tool_calls"
+    ]
+
+
 def test_a_tool_result_finds_its_tools_name():
     call = {"id": "c1", "function": {"name": "weather", "arguments": "{}"}}
     messages = [{"role": "assistant", "tool_calls": [call]}, {"role": "tool", "content": "4", "tool_call_id": "c1"}]
@@ -152,25 +179,39 @@ def test_a_tool_result_finds_its_tools_name():
         ({"max_tokens": -2}, "max_tokens must not be negative"),
         ({"max_completion_tokens": "4"}, "at `$.max_completion_tokens`"),
         ({"temperature": "hot"}, "at `$.temperature`"),
-        ({"tool_choice": "required"}, "tool_choice required is not supported"),
-        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "tool_choice a named tool is not supported"),
+        ({"tool_choice": "required"}, "there are no tools"),
+        ({"tool_choice": {"type": "function", "function": {"name": "f"}}}, "there are no tools"),
+        ({"tool_choice": "any"}, 'tool_choice "any" is not supported'),
+        ({"tool_choice": {"type": "custom", "custom": {"name": "f"}}}, "is not supported"),
+        ({"logit_bias": {"1": 2}}, "logit_bias is not supported"),
+        ({"audio": {"voice": "x"}}, "audio is not supported"),
+        ({"modalities": ["text", "audio"]}, "modalities is not supported"),
+        ({"functions": [{"name": "f"}]}, "functions is not supported"),
+        ({"function_call": "auto"}, "function_call is not supported"),
+        ({"prediction": {"type": "content"}}, "prediction is not supported"),
+        ({"web_search_options": {"a": 1}}, "web_search_options is not supported"),
+        ({"stop": 7}, "invalid type for 'stop' field: float64"),
+        ({"stop": ["x", 7]}, "invalid type for 'stop' field: float64"),
         ({"response_format": {"type": "xml"}}, "response_format.type must be"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema.schema is required"),
         ({"response_format": {"type": "json_schema", "json_schema": {}}}, "schema is required"),
         (
             {"reasoning_effort": "extreme"},
-            'invalid reasoning value: \'extreme\' (must be "high", "medium", "low", or "none")',
+            'invalid reasoning value: \'extreme\' (must be "high", "medium", "low", "max", or "none")',
         ),
         ({"top_logprobs": 21}, "top_logprobs must be between 0 and 20"),
         ({"stop": ["x"] * (STOPS_MAX + 1)}, "stop has more than"),
         ({"messages": [{"role": "wizard", "content": "x"}]}, "invalid message role"),
         ({"messages": [{"role": "user"}]}, "invalid message content type: <nil>"),
-        ({"messages": [{"role": "user", "content": 7}]}, "at `$.messages[0].content`"),
+        ({"messages": [{"role": "user", "content": 7}]}, "invalid message content type: float64"),
+        ({"messages": [{"role": "user", "content": {}}]}, "invalid message content type: map[string]interface {}"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "invalid message format"),
+        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 7}]}]}, "invalid message format"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "invalid message format"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "invalid message format"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "https://x/y.png"}]}]},
-            "addresses are not fetched",
+            "image URLs are not currently supported, please use base64 encoded data instead",
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "file:///etc/passwd"}]}]},
@@ -178,7 +219,7 @@ def test_a_tool_result_finds_its_tools_name():
         ),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:;base64,!"}]}]},
-            "illegal base64 data in images",
+            "invalid image input",
         ),
         (
             {"messages": [{"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{"}}]}]},
@@ -201,6 +242,50 @@ def test_a_tool_result_finds_its_tools_name():
 )
 def test_refusals(fields, message):
     assert message in refusal(**fields)
+
+
+TOOLS = [{"type": "function", "function": {"name": name, "parameters": {"type": "object"}}} for name in "fgh"]
+
+
+def forced(choice) -> dict:
+    written = native(tools=TOOLS, tool_choice=choice, response_format={"type": "json_object"}, logprobs=True)
+    assert "tools" not in written and "logprobs" not in written
+    assert written["messages"][0]["role"] == "system" and written["messages"][1:] == USER
+    return written["format"]
+
+
+def test_a_tool_that_must_be_called_binds_the_answer():
+    assert forced({"type": "function", "function": {"name": "g"}}) == {"type": "object"}
+    assert len(forced("required")["anyOf"]) == 3
+    named = [{"type": "function", "function": {"name": name}} for name in "hf"]
+    rules = {"mode": "required", "tools": named}
+    branches = forced({"type": "allowed_tools", "allowed_tools": rules})["anyOf"]
+    assert [branch["properties"]["name"]["const"] for branch in branches] == ["f", "h"]
+
+
+def test_only_allowed_tools_are_offered():
+    rules = {"mode": "auto", "tools": [{"type": "function", "function": {"name": "g"}}]}
+    written = native(tools=TOOLS, tool_choice={"type": "allowed_tools", "allowed_tools": rules})
+    assert [tool["function"]["name"] for tool in written["tools"]] == ["g"]
+
+
+@pytest.mark.parametrize(
+    ("choice", "message"),
+    [
+        ({"type": "function", "function": {"name": "x"}}, "'x', which is not among the tools"),
+        ({"type": "function"}, "named by its type and its name"),
+        ({"type": "allowed_tools"}, "allowed_tools has a mode"),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "never", "tools": []}}, "allowed_tools has a mode"),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "auto", "tools": ["x"]}}, "named by its type"),
+        (
+            {"type": "allowed_tools", "allowed_tools": {"tools": [{"type": "function", "function": {"name": "x"}}]}},
+            "'x', which is not among the tools",
+        ),
+        ({"type": "allowed_tools", "allowed_tools": {"mode": "required", "tools": []}}, "there are no tools"),
+    ],
+)
+def test_a_choice_of_tools_that_makes_no_sense_is_refused(choice, message):
+    assert message in refusal(tools=TOOLS, tool_choice=choice)
 
 
 def test_deep_arguments_are_refused():

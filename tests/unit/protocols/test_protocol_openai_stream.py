@@ -79,17 +79,33 @@ def test_nothing_comes_after_the_end():
     [
         ({"done_reason": "length"}, "length"),
         ({"done_reason": ""}, "stop"),
-        ({"done_reason": "load"}, "stop"),
+        ({"done_reason": "load"}, "load"),
         ({}, "stop"),
         ({"done_reason": "stop", "tool_calls": [CALL]}, "tool_calls"),
+        ({"done_reason": "length", "tool_calls": [CALL]}, "length"),  # the last call may be cut
     ],
 )
-def test_the_finish_reason_is_one_of_openais(fields, reason):
+def test_the_finish_reason_is_ollamas(fields, reason):
     assert deltas(stream().line(native(done=True, **fields)))[-1] == ({}, reason)
+    (choice,) = answer(native(done=True, **fields))["choices"]
+    assert choice["finish_reason"] == reason
 
 
 def test_an_answer_without_text_still_has_a_role():
     assert deltas(stream().line(native(**FINAL))) == [({"role": "assistant", "content": ""}, None), ({}, "stop")]
+
+
+def test_an_empty_line_before_the_end_is_a_chunk_as_ollamas():
+    chat = stream()
+    assert deltas(chat.line(native(content=""))) == [({"role": "assistant", "content": ""}, None)]
+    assert deltas(chat.line(native(content=""))) == [({"content": ""}, None)]
+    assert deltas(chat.line(native(**FINAL))) == [({}, "stop")]
+
+
+def test_cached_tokens_are_told_where_the_worker_tells_them():
+    data = stream(include_usage=True).line(native(**FINAL, prompt_eval_cached_count=2))
+    assert events(data)[-2]["usage"]["prompt_tokens_details"] == {"cached_tokens": 2}
+    assert answer(native(**FINAL, prompt_eval_cached_count=0))["usage"]["prompt_tokens_details"] == {"cached_tokens": 0}
 
 
 def test_a_last_line_with_text_loses_none():
@@ -105,7 +121,7 @@ def test_reasoning_goes_before_and_apart():
         ({"role": "assistant", "content": "", "reasoning": "hm"}, None)
     ]
     assert deltas(chat.line(native(thinking="so", content="4"))) == [
-        ({"reasoning": "so"}, None),
+        ({"content": "", "reasoning": "so"}, None),
         ({"content": "4"}, None),
     ]
 

@@ -8,7 +8,7 @@ import msgspec
 from bellmare.core.events import RequestKind
 from bellmare.gateway.translate import Translator
 from bellmare.protocols import ollama
-from bellmare.protocols.errors import Dialect, InvalidRequest
+from bellmare.protocols.errors import Dialect
 from bellmare.protocols.names import named
 from bellmare.protocols.tokens import estimate_prompt_tokens
 
@@ -19,6 +19,9 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
     public_id: str
     created_s: int
     model: str
+    """As the client wrote it: answers repeat it."""
+    asked: str
+    """What the worker was asked for, and calls it."""
 
 
 class Errand(msgspec.Struct, frozen=True, gc=False):
@@ -26,9 +29,11 @@ class Errand(msgspec.Struct, frozen=True, gc=False):
 
     dialect: Dialect
     name: str
-    """Canonical."""
+    """Canonical, of the model that is to answer. Empty: ollama.com is to."""
     spelling: str
     """The name as the client wrote it: answers repeat it."""
+    asked: str
+    """What a worker is asked for."""
     kind: RequestKind
     stream: bool
     native: ollama.InferenceRequest
@@ -39,16 +44,29 @@ class Errand(msgspec.Struct, frozen=True, gc=False):
     translator: Callable[[Stamp], Translator]
     overridden: tuple[str, ...]
     """Runner options that the client sent and that were replaced by the model's own shape."""
-    prepared: tuple[bytes, bytes] | None = None
-    """Of a large request: what a worker is sent, before and behind the number of its ``num_ctx``."""
+    redirected: bool = False
+    """Another model than the one that the client named: an alias stands for it, or it falls back."""
+    fallbacks: tuple[str, ...] = ()
+    """Canonical names of models that may answer in its place, the first first."""
+    prepared: tuple[bytes, bytes, bytes] | None = None
+    """Of a large request: what a worker is sent, around the model's name and the number of its ``num_ctx``."""
     thinks_if_it_can: bool = False
     """``think`` is set, and is left out for a model that cannot think instead of being refused."""
 
     def body(self, num_ctx: int) -> bytes | list[bytes]:
         """What a worker is sent, in one piece or in several."""
         if self.prepared is None:
-            return ollama.encode_for_worker(self.native, model=self.spelling, num_ctx=num_ctx)
-        return [self.prepared[0], b"%d" % num_ctx, self.prepared[1]]
+            return ollama.encode_for_worker(self.native, model=self.asked, num_ctx=num_ctx)
+        begin, middle, end = self.prepared
+        return [begin, msgspec.json.encode(self.asked), middle, b"%d" % num_ctx, end]
+
+    def for_model(self, name: str) -> "Errand":
+        """The same, answered by the model of that canonical name."""
+        return msgspec.structs.replace(self, name=name, asked=name, redirected=True)
+
+    def fallen_back(self) -> "Errand":
+        """The same for the first of its fallbacks."""
+        return msgspec.structs.replace(self.for_model(self.fallbacks[0]), fallbacks=self.fallbacks[1:])
 
 
 def prepare(errand: Errand) -> Errand:
@@ -59,11 +77,12 @@ def prepare(errand: Errand) -> Errand:
     if errand.thinks_if_it_can:
         wish = _wish(native)
         native = msgspec.structs.replace(native, think=None)
-    body = ollama.encode_for_worker(native, model=errand.spelling, num_ctx=mark)
-    before, number, behind = body.partition(b"%d" % mark)
-    assert number, "num_ctx is always sent"
-    before = before[:1] + wish + before[1:]  # in front, where it costs nothing to take it out again
-    return msgspec.structs.replace(errand, prepared=(before, behind))
+    body = ollama.encode_for_worker(native, model=f"{mark}-", num_ctx=mark)
+    begin, name, rest = body.partition(b'"%d-"' % mark)
+    middle, number, end = rest.partition(b"%d" % mark)
+    assert name and number, "the model and num_ctx are always sent, in this order"
+    begin = begin[:1] + wish + begin[1:]  # in front, where it costs nothing to take it out again
+    return msgspec.structs.replace(errand, prepared=(begin, middle, end))
 
 
 def _wish(native: ollama.InferenceRequest) -> bytes:
@@ -77,8 +96,8 @@ def without_thinking(errand: Errand) -> Errand:
     assert errand.thinks_if_it_can
     prepared = errand.prepared
     if prepared is not None:
-        before = prepared[0]
-        prepared = (before[:1] + before[1 + len(_wish(errand.native)) :], prepared[1])
+        begin = prepared[0]
+        prepared = (begin[:1] + begin[1 + len(_wish(errand.native)) :], *prepared[1:])
     native = msgspec.structs.replace(errand.native, think=None)
     return msgspec.structs.replace(errand, native=native, prepared=prepared, thinks_if_it_can=False)
 
@@ -94,13 +113,12 @@ def errand_for(
 ) -> Errand:  # tidy: what a parser has found out
     """``path`` is the worker's route, ``body`` the client's, of which only the size counts. Raises InvalidRequest."""
     name = named(native.model)
-    if name.cloud:
-        raise InvalidRequest(f"'{native.model}' runs on ollama.com, which this gateway does not use", status=403)
     load = kind is RequestKind.load
     return Errand(
         dialect=dialect,
         name=name.canonical,
         spelling=name.spelling,
+        asked=name.spelling,
         kind=kind,
         stream=not load and ollama.stream_wanted(native),
         native=native,

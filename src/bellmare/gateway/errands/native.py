@@ -2,7 +2,7 @@
 
 from bellmare.core.events import RequestKind
 from bellmare.gateway.errands.errand import Errand, Stamp, errand_for
-from bellmare.gateway.translate import Native, Plain, Translator
+from bellmare.gateway.translate import Native, Plain, RenamedNative, RenamedPlain, Translator
 from bellmare.protocols import ollama
 from bellmare.protocols.errors import Dialect
 
@@ -11,12 +11,12 @@ _LOAD, _GENERATION = RequestKind.load, RequestKind.generation
 """A look-up in an enum takes 0.1 us, and there would be four for each request (measured)."""
 
 
-def _native(_: Stamp) -> Translator:
-    return Native()
+def _native(stamp: Stamp) -> Translator:
+    return Native() if stamp.asked == stamp.model else RenamedNative(stamp.asked, stamp.model)
 
 
-def _plain(_: Stamp) -> Translator:
-    return Plain()
+def _plain(stamp: Stamp) -> Translator:
+    return Plain() if stamp.asked == stamp.model else RenamedPlain(stamp.asked, stamp.model)
 
 
 def _errand(native: ollama.InferenceRequest, path: str, kind: RequestKind, *, body: bytes) -> Errand:

@@ -14,9 +14,12 @@ from bellmare.workers.sim.driver import Driver
 from bellmare.workers.sim.faults import Fault, Faults
 from bellmare.workers.sim.guard import host_allowed, origin_allowed
 from bellmare.workers.sim.inference import Inference
+from bellmare.workers.sim.library import BLOBS_PATH, Library
 from bellmare.workers.sim.listing import Shelf
-from bellmare.workers.sim.render import JSON, JSON_V1, NDJSON, encode
+from bellmare.workers.sim.render import JSON, JSON_V1, encode
 from bellmare.workers.sim.requests import Body
+from bellmare.workers.sim.transfer import Downloads
+from bellmare.workers.sim.world import World
 
 VERSION = "0.33.0"
 TEXT = ((b"content-type", b"text/plain; charset=utf-8"),)
@@ -29,12 +32,23 @@ Handler = Callable[[Exchange], None]
 class SimApplication:
     """One simulated Ollama as ``http.server`` sees it."""
 
-    def __init__(self, driver: Driver, shelf: Shelf, *, seed: int, extension: bool, loopback: bool) -> None:
+    def __init__(
+        self,
+        driver: Driver,
+        shelf: Shelf,
+        *,
+        world: World,
+        downloads: Downloads,
+        seed: int,
+        extension: bool,
+        loopback: bool,
+    ) -> None:  # tidy: one call site
         self._driver = driver
         self._shelf = shelf
         self._loopback = loopback
         self.faults = Faults(driver)
-        inference = Inference(driver, self.faults, seed=seed)
+        inference = Inference(driver, self.faults, world=world, seed=seed)
+        self.library = library = Library(driver, shelf, world=world, faults=self.faults, downloads=downloads)
         version, tags = self._json({"version": VERSION}), self._get(shelf.tags)
         self._routes: dict[str, dict[str, Handler]] = {
             "/": {"GET": self._running, "HEAD": self._running},
@@ -47,7 +61,10 @@ class SimApplication:
             "/api/chat": {"POST": inference.chat},
             "/api/embed": {"POST": inference.embed},
             "/api/embeddings": {"POST": inference.embeddings},
-            "/api/pull": {"POST": self._pull},
+            "/api/pull": {"POST": library.pull},
+            "/api/push": {"POST": library.push},
+            "/api/create": {"POST": library.create},
+            BLOBS_PATH: {"HEAD": library.head_blob, "POST": library.post_blob},
             "/api/copy": {"POST": self._copy},
             "/api/delete": {"DELETE": self._delete},
             "/v1/models": {"GET": self._models},
@@ -75,7 +92,7 @@ class SimApplication:
                 return
             if self.faults.frozen:
                 return
-        methods = self._routes.get(path)
+        methods = self._routes.get(BLOBS_PATH if path.startswith(BLOBS_PATH) else path)
         if methods is None:
             exchange.respond(404, TEXT, b"404 page not found")
             return
@@ -118,7 +135,10 @@ class SimApplication:
 
     def _copy(self, exchange: Exchange) -> None:
         body = Body(exchange.request.body)
-        source, destination = self._find(body.text("source")), canonical_name(body.text("destination"))
+        source = self._driver.twin.model(_part(body, "source"))
+        if source is None:
+            raise InvalidRequest(f'model "{body.text("source")}" not found', status=404)
+        destination = _part(body, "destination")
         self._driver.give(CopyName(source.name, destination))
         self._shelf.touch(destination)
         exchange.respond(200, (), b"")
@@ -128,23 +148,6 @@ class SimApplication:
         self._driver.give(DeleteName(model.name))
         self._shelf.forget(model.name)
         exchange.respond(200, (), b"")
-
-    def _pull(self, exchange: Exchange) -> None:
-        """There is no registry: what is there is up to date, all else is unknown (ollama.md 1.6, traps)."""
-        body = Body(exchange.request.body)
-        failure = "pull model manifest: file does not exist"
-        known = self._driver.twin.model(body.name) is not None
-        if not body.stream:
-            answer = {"status": "success"} if known else {"error": failure}
-            exchange.respond(200 if known else 500, JSON, encode(answer))
-            return
-        steps = ["pulling manifest", "verifying sha256 digest", "writing manifest", "success"]
-        lines: list[dict[str, str]] = [{"status": step} for step in steps]
-        if not known:
-            lines = [{"status": "pulling manifest"}, {"error": failure}]
-        exchange.start(200, NDJSON)
-        exchange.write(b"".join(encode(line) + b"\n" for line in lines))
-        exchange.finish()
 
     def _fault(self, exchange: Exchange) -> None:
         try:
@@ -177,3 +180,12 @@ class SimApplication:
         if model is None:
             raise InvalidRequest(f"model '{asked}' not found", status=404)
         return model
+
+
+def _part(body: Body, key: str) -> str:
+    """A name of /api/copy, with its own words for what is none."""
+    name = body.text(key)
+    try:
+        return canonical_name(name)
+    except InvalidRequest:
+        raise InvalidRequest(f'{key} "{name}" is invalid') from None

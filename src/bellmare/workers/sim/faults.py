@@ -11,6 +11,7 @@ ALWAYS = 1 << 30
 
 class Fault(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """``kind``: crash, hang, fail_load (of ``model``); error_after ``tokens``, refuse (the next ``count`` requests);
+    fail_pull (the next ``count`` downloads break half-way);
     freeze (nothing is answered any more, not even /); slow (spans of generations times ``percent`` / 100); clear.
     """
 
@@ -29,6 +30,7 @@ class Faults:
         self._driver = driver
         self.frozen = False
         self._refusals = 0
+        self._broken_pulls = 0
         self._errors = 0
         self._error_tokens = 0
 
@@ -43,6 +45,8 @@ class Faults:
                 self._driver.give(kinds[fault.kind](model.blob))
             case "error_after":
                 self._errors, self._error_tokens = fault.count or 1, fault.tokens
+            case "fail_pull":
+                self._broken_pulls = fault.count or 1
             case "refuse":
                 self._refusals = fault.count or ALWAYS
             case "freeze":
@@ -51,7 +55,7 @@ class Faults:
                 self._driver.give(Slow(fault.percent))
             case "clear":
                 self.frozen = False
-                self._refusals = self._errors = 0
+                self._refusals = self._errors = self._broken_pulls = 0
                 self._driver.give(Slow(100))
             case _:
                 raise InvalidRequest(f"unknown fault {fault.kind!r}")
@@ -61,6 +65,13 @@ class Faults:
         if not self._refusals:
             return False
         self._refusals -= 1
+        return True
+
+    def take_pull_failure(self) -> bool:
+        """Whether this download is to break."""
+        if not self._broken_pulls:
+            return False
+        self._broken_pulls -= 1
         return True
 
     def take_error_after(self) -> int:

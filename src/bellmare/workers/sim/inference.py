@@ -17,6 +17,7 @@ from bellmare.workers.sim.render import NativeVoice, OpenAIVoice
 from bellmare.workers.sim.requests import Body, messages_text, prompt_tokens, runner_options
 from bellmare.workers.sim.speech import Asked, Speech, speech
 from bellmare.workers.sim.text import count_tokens, embedding, normalised, seed_of
+from bellmare.workers.sim.world import World
 
 TOP_LOGPROBS_MAX = 20
 NO_VISION = "this model is missing data required for image input"
@@ -25,8 +26,9 @@ NO_VISION = "this model is missing data required for image input"
 class Inference:
     """The handlers that need the scheduler."""
 
-    def __init__(self, driver: Driver, faults: Faults, *, seed: int) -> None:
+    def __init__(self, driver: Driver, faults: Faults, *, world: World, seed: int) -> None:
         self._driver = driver
+        self._world = world
         self._faults = faults
         self._seed = seed
 
@@ -140,7 +142,7 @@ class Inference:
         if raw and (body.text("template") or body.text("system") or body.rows("context")):
             raise InvalidRequest("raw mode does not support template, system, or context")
         _check(model, body, verb="chat" if chat else "generate")
-        options = body.options()
+        options = self._world.entry(model).model.parameters | body.options()
         shape = runner_options(options)
         shift = body.flag("shift", default=None)
         load = _loader(model.name, keep_alive_us, options=shape, shift=shift)

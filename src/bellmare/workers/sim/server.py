@@ -11,7 +11,8 @@ from bellmare.workers.sim.app import SimApplication
 from bellmare.workers.sim.clock import Clock
 from bellmare.workers.sim.driver import Driver
 from bellmare.workers.sim.listing import Shelf
-from bellmare.workers.sim.world import DEFAULT_MODELS, SimModel, World
+from bellmare.workers.sim.transfer import Downloads
+from bellmare.workers.sim.world import DEFAULT_MODELS, REGISTRY, SimModel, World
 
 _LIMITS = Limits(keep_alive_timeout_s=300.0, write_stall_timeout_s=300.0)
 """Go's server closes idle connections only after its client does; a slow reader is the twin's client to judge."""
@@ -37,6 +38,10 @@ class SimConfig(msgspec.Struct, frozen=True):
     scaled.
     """
     models: tuple[SimModel, ...] = DEFAULT_MODELS
+    registry: tuple[SimModel, ...] = REGISTRY
+    """What can be pulled beside ``models``."""
+    pull_bytes_per_s: int = 100_000_000
+    """Of pulls and pushes; scaled as the other spans."""
     extension: bool = True
     """Answer /api/bellmare and /sim/fault; without it the worker cannot be told from a stock Ollama."""
     stall_switch: bool = True
@@ -78,6 +83,7 @@ class SimServer:
         self.world = world
         self.faults = app.faults
         """Faults without the HTTP detour: ``faults.set(Fault("crash", model="llama3.1:8b"))``."""
+        self.library = app.library
         self._server = server
         self._driver = driver
 
@@ -101,6 +107,10 @@ async def start_sim_worker(config: SimConfig, *, host: str = "127.0.0.1", port: 
     app = SimApplication(
         driver,
         Shelf(twin, world, clock=clock),
+        world=world,
+        downloads=Downloads(
+            config.models + config.registry, bytes_per_s=max(1, round(config.pull_bytes_per_s / config.time_scale))
+        ),
         seed=config.seed,
         extension=config.extension,
         loopback=host in ("localhost", "::1") or host.startswith("127."),

@@ -72,6 +72,11 @@ class SimModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """PARAMETER num_ctx of the Modelfile; zero: none."""
     shares: str = ""
     """Name of an earlier model whose weights blob this one uses."""
+    template: str = ""
+    """Empty: ChatML (``prompting``)."""
+    system: str = ""
+    parameters: dict[str, Any] = {}
+    """PARAMETERs of the Modelfile but num_ctx: options of requests that name none of their own."""
 
     @property
     def embedding(self) -> bool:
@@ -152,6 +157,7 @@ class Entry:
 
     def __init__(self, model: SimModel, blob: str) -> None:
         self.model = model
+        written = (model.template, model.system, model.num_ctx, sorted(model.parameters.items()))
         tensors = model.tensors()
         self.tensors = tensors
         self.model_info = model.model_info()
@@ -171,7 +177,7 @@ class Entry:
         self.twin = TwinModel(
             name=canonical_name(model.name),
             blob=blob,
-            digest=_digest("manifest", model.name, blob),
+            digest=_digest("manifest", model.name, blob, *([str(written)] if any(written) else [])),
             weights_bytes=self.weights_bytes,
             host_weights_bytes=0 if model.tied else host,
             layers=model.layers,
@@ -201,10 +207,15 @@ class World:
         self.entries: list[Entry] = []
         blobs: dict[str, str] = {}
         for model in models:
-            own = _digest("blob", model.name)
-            blobs[model.name] = blobs.get(model.shares, own)
+            blobs[model.name] = blobs.get(model.shares, blob_of(model))
             self.entries.append(Entry(model, blobs[model.name]))
         self._by_key = {(entry.twin.blob, entry.twin.digest): entry for entry in self.entries}
+
+    def add(self, model: SimModel, blob: str) -> Entry:
+        """Describe a name that is created or pulled. A blob is a file of the same digest everywhere."""
+        entry = Entry(model, blob)
+        self._by_key[entry.twin.blob, entry.twin.digest] = entry
+        return entry
 
     def entry(self, model: TwinModel) -> Entry:
         """What the catalogue says of a name of the twin."""
@@ -213,6 +224,11 @@ class World:
     def loaded_entry(self, blob: str, digest: str) -> Entry:
         """What the catalogue says of a line of /api/ps, whose name may be gone."""
         return self._by_key[blob, digest]
+
+
+def blob_of(model: SimModel) -> str:
+    """The digest of a model's weights file, unless it shares another's."""
+    return _digest("blob", model.name)
 
 
 def _digest(*parts: str) -> str:
@@ -261,3 +277,27 @@ DEFAULT_MODELS = (
     ),
 )
 """Real shapes and default quantizations, from 0.3 to 9 GB: about 48 GB for a card of 24 (architectures from memory)."""
+
+REGISTRY = (
+    SimModel("smollm2:135m", "llama", 30, 9, 3, 0, 576, 1536, 49_152, 8192, tied=True, quantization="Q8_0"),
+    SimModel("tinyllama:latest", "llama", 22, 32, 4, 0, 2048, 5632, 32_000, 2048, quantization="Q4_0"),
+    SimModel(
+        "qwen3:4b", "qwen3", 36, 32, 8, 128, 2560, 9728, 151_936, 40_960, tied=True, capabilities=(*_TOOLS, "thinking")
+    ),
+    SimModel(
+        "all-minilm:latest",
+        "bert",
+        6,
+        12,
+        12,
+        0,
+        384,
+        1536,
+        30_522,
+        512,
+        gated=False,
+        quantization="F16",
+        capabilities=("embedding",),
+    ),
+)
+"""What can be pulled: a small made-up registry, and no others."""

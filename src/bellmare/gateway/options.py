@@ -1,0 +1,42 @@
+"""What the operator's settings mean to the data plane: one value, replaced as a whole when they change."""
+
+import msgspec
+
+from bellmare.gateway.conversation import GatewayTimeouts
+from bellmare.gateway.naming import NameRules
+from bellmare.protocols.names import canonical_name
+from bellmare.settings import Settings
+
+
+class GatewayOptions(msgspec.Struct, frozen=True):
+    """Defaults are those of the settings."""
+
+    timeouts: GatewayTimeouts = GatewayTimeouts()
+    body_bytes_max: int = 64 << 20
+    names: NameRules = NameRules()
+
+
+def options_of(settings: Settings) -> GatewayOptions:
+    """From validated settings."""
+    limits = settings.limits
+    return GatewayOptions(
+        timeouts=GatewayTimeouts(
+            queue_s=settings.queue.timeout_us / 1e6,
+            first_token_s=limits.first_token_timeout_us / 1e6,
+            token_s=limits.token_timeout_us / 1e6,
+            answer_s=limits.answer_timeout_us / 1e6,
+        ),
+        body_bytes_max=limits.body_bytes,
+        names=_names(settings),
+    )
+
+
+def _names(settings: Settings) -> NameRules:
+    aliases: dict[str, str] = {}
+    fallbacks: dict[str, tuple[str, ...]] = {}
+    for name, model in settings.models.items():
+        canonical = canonical_name(name)
+        aliases.update((canonical_name(alias), canonical) for alias in model.aliases)
+        if model.fallbacks:
+            fallbacks[canonical] = tuple(map(canonical_name, model.fallbacks))
+    return NameRules(aliases=aliases, fallbacks=fallbacks, cloud=settings.cloud)

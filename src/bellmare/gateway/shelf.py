@@ -1,0 +1,48 @@
+"""What the fleet stores, seen as one shelf: for each name the entry of a worker that has the version that serves it."""
+
+from bellmare.protocols import ollama
+from bellmare.runtime.driver import Driver
+from bellmare.runtime.fleet import WorkerFleet
+from bellmare.workers.ollama import OllamaWorker
+
+
+class Shelf:
+    """Reads core and ports; a worker that is away delays nobody."""
+
+    __slots__ = ("driver", "fleet")
+
+    def __init__(self, driver: Driver, fleet: WorkerFleet) -> None:
+        self.driver = driver
+        self.fleet = fleet
+
+    def names(self) -> list[str]:
+        """Canonical names of all models that some worker stores."""
+        return list(self.driver.engine.fleet.state.votes)
+
+    def holder(self, name: str) -> OllamaWorker | None:
+        """A healthy worker that binds a canonical name to the blob that serves it."""
+        fleet = self.driver.engine.fleet
+        model = fleet.resolve(name)
+        if model is None:
+            return None
+        for worker_id in model.holders:
+            worker = fleet.state.workers[worker_id]
+            stored = worker.stored.get(name)
+            port = self.fleet.ports.get(worker_id)
+            if worker.healthy and stored is not None and stored.model == model.model and port is not None:
+                return port if name in port.tags else None
+        return None
+
+    def abilities(self, name: str) -> frozenset[str] | None:
+        """What the model of a canonical name can do; None if no worker has said."""
+        port = self.holder(name)
+        return port.abilities.get(name) if port is not None else None
+
+    def stored(self) -> dict[str, ollama.TagsModel]:
+        """Every name of the fleet with the entry of a worker that holds the serving version."""
+        found: dict[str, ollama.TagsModel] = {}
+        for name in self.names():
+            port = self.holder(name)
+            if port is not None:
+                found[name] = port.tags[name]
+        return found
