@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from bellmare.gateway.errands import native, openai
+from bellmare.gateway.errands import anthropic, native, openai
 from bellmare.gateway.errands.errand import Errand, Stamp
 from bellmare.gateway.translate import Native, Plain
 from bellmare.protocols.ollama import encode_for_worker
@@ -56,12 +56,14 @@ def bodies() -> dict[str, tuple[Callable[[bytes], Errand], bytes]]:
     chat = {"model": _MODEL, "messages": _MESSAGES, "stream": False, "options": _OPTIONS}
     generate = {"model": _MODEL, "prompt": "word " * 175, "stream": False, "options": _OPTIONS}
     completions = {"model": _MODEL, "messages": _MESSAGES, "stream": True, "temperature": 0.7, "max_tokens": 128}
+    messages = {"model": _MODEL, "system": _MESSAGES[0]["content"], "messages": _MESSAGES[1:], "stream": True}
     return {
         "chat": (native.chat, _written(chat)),
         "chat, with blanks": (native.chat, _written(chat, blanks=True)),
         "chat, unknown field": (native.chat, _written({**chat, "x": "y"})),
         "generate": (native.generate, _written(generate)),
         "chat/completions": (openai.chat_completions, _written(completions)),
+        "messages": (anthropic.messages, _written({**messages, "temperature": 0.7, "max_tokens": 128})),
     }
 
 
@@ -71,8 +73,8 @@ def _plain() -> bytes:
     return plain.end()
 
 
-def _openai_body() -> Callable[[], bytes]:
-    parse, wanted = bodies()["chat/completions"]
+def _dialect_body(name: str) -> Callable[[], bytes]:
+    parse, wanted = bodies()[name]
     translator = parse(wanted.replace(b'"stream":true', b'"stream":false')).translator
 
     def run() -> bytes:
@@ -87,6 +89,13 @@ def _parsing(parse: Callable[[bytes], Errand], body: bytes) -> Callable[[], obje
     return lambda: parse(body)
 
 
+def _token(errand: Errand) -> Callable[[], object]:
+    """A token in the middle of a stream."""
+    stream = errand.translator(_STAMP)
+    stream.feed(TOKEN)
+    return lambda: stream.feed(TOKEN)
+
+
 def _encoding(errand: Errand) -> Callable[[], object]:
     return lambda: encode_for_worker(errand.native, model=errand.asked, num_ctx=8192)
 
@@ -97,18 +106,18 @@ def cases() -> dict[str, tuple[Callable[[], object], int]]:
     requests = bodies()
     for name, (parse, body) in requests.items():
         found[f"parse {name}"] = (_parsing(parse, body), len(body))
-    for name in ("chat", "generate", "chat/completions"):
+    for name in ("chat", "generate", "chat/completions", "messages"):
         parse, body = requests[name]
         found[f"for the worker {name}"] = (_encoding(parse(body)), len(body))
     lines = Native()
-    parse, body = requests["chat/completions"]
-    events = parse(body).translator(_STAMP)
-    events.feed(TOKEN)
     found["token, native"] = (lambda: lines.feed(TOKEN), len(TOKEN))
-    found["token, as an event"] = (lambda: events.feed(TOKEN), len(TOKEN))
+    for name, told in (("chat/completions", "as an event"), ("messages", "as Anthropic's event")):
+        parse, body = requests[name]
+        found[f"token, {told}"] = (_token(parse(body)), len(TOKEN))
     found["last line, native"] = (lambda: Native().feed(WHOLE), len(WHOLE))
     found["answer, native"] = (_plain, len(WHOLE))
-    found["answer, chat/completions"] = (_openai_body(), len(WHOLE))
+    for name in ("chat/completions", "messages"):
+        found[f"answer, {name}"] = (_dialect_body(name), len(WHOLE))
     return found
 
 

@@ -11,7 +11,7 @@ from test_gateway_conversation import FINAL, SECRET, Client, Desk, over, talk, t
 from bellmare.core.config import CoreConfig
 from bellmare.core.events import RequestKind
 from bellmare.gateway import replies
-from bellmare.gateway.counting import Estimate, answer_count
+from bellmare.gateway.counting import answer_count
 from bellmare.gateway.errands import anthropic
 from bellmare.gateway.errands.errand import prepare, without_thinking
 from bellmare.protocols.errors import Dialect
@@ -224,15 +224,30 @@ def test_errors_before_a_body_have_the_id_too() -> None:
 # ---------------------------------------------------------------------- counts
 
 
+class Count:
+    tokens = 42
+    method = "exact"
+
+
 class LateCounter:
     """Answers when the test says so."""
 
     def __init__(self) -> None:
         self.asked: list[str] = []
+        self.cancelled = 0
 
-    def count(self, name: str, request: Any, answer: Any) -> None:
+    def count(self, name: str, request: Any, done: Any) -> Any:
         self.asked.append(name)
-        self.answer = answer
+        self.done = done
+        return self
+
+    def cancel(self) -> None:
+        self.cancelled += 1
+
+
+class QuickCounter(LateCounter):
+    def count(self, name: str, request: Any, done: Any) -> Any:
+        done(Count())
 
 
 def counted(**fields: Any) -> Any:
@@ -245,15 +260,32 @@ def test_a_count_may_come_later() -> None:
     answer_count(client, counted(), counter)  # type: ignore[arg-type]
     assert counter.asked == ["m:latest"]
     assert not client.started
-    counter.answer(42)
+    counter.done(Count())
     assert (client.status, client.body) == (200, b'{"input_tokens":42}')
     assert client.headers[b"request-id"].startswith(b"req_")
+    assert client.headers[b"x-bellmare-count"] == b"exact"
+    assert client.listener is None
+
+
+def test_a_count_may_come_at_once() -> None:
+    client = Client()
+    answer_count(client, counted(), QuickCounter())  # type: ignore[arg-type]
+    assert client.body == b'{"input_tokens":42}'
+    assert client.listener is None
+
+
+def test_who_leaves_is_not_counted_for() -> None:
+    client, counter = Client(), LateCounter()
+    answer_count(client, counted(), counter)  # type: ignore[arg-type]
+    client.listener.on_disconnect()
+    assert counter.cancelled == 1
 
 
 def test_the_estimate_counts_all_that_becomes_a_prompt() -> None:
     def tokens(**fields: Any) -> int:
         client = Client()
-        answer_count(client, counted(**fields), Estimate())  # type: ignore[arg-type]
+        answer_count(client, counted(**fields), None)  # type: ignore[arg-type]
+        assert client.headers[b"x-bellmare-count"] == b"estimated"
         return int(json.loads(client.body)["input_tokens"])
 
     least = tokens()
