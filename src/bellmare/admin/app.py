@@ -19,6 +19,7 @@ from bellmare import __version__
 from bellmare.admin import views
 from bellmare.admin.lifecycle import Lifecycle, add_lifecycle
 from bellmare.core.events import LoadRequested, UnloadRequested
+from bellmare.core.naming import CLASS_MARK
 from bellmare.core.units import WorkerId
 from bellmare.protocols.errors import InvalidRequest
 from bellmare.protocols.names import canonical_name
@@ -30,7 +31,10 @@ LOOPBACK_HOSTS = ("localhost",)
 
 
 class Wish(BaseModel):
-    """A model to load or unload, on one worker or, without one, where it suits best (load) or everywhere (unload)."""
+    """A model to load or unload, on one worker or, without one, where it suits best (load) or everywhere (unload).
+
+    ``name#32768`` is that context class; a plain name is the canonical context (load) or all of them (unload).
+    """
 
     model: str = Field(max_length=400)
     worker: str | None = Field(default=None, max_length=100)
@@ -155,8 +159,9 @@ def _add_state(app: FastAPI, driver: Driver, fleet: WorkerFleet, *, front: Front
     async def explain(subject: str) -> dict[str, list[str]]:
         """What was decided about a request id (ours or the client's own), a model or a worker."""
         explain = driver.engine.explain
+        plain, mark, context = subject.partition(CLASS_MARK)
         try:
-            name = canonical_name(subject)
+            name = canonical_name(plain) + mark + context
         except InvalidRequest:
             name = subject
         return {"lines": explain(subject) or explain(name) or explain(front.core_id(subject) or subject)}
@@ -169,8 +174,9 @@ def _add_state(app: FastAPI, driver: Driver, fleet: WorkerFleet, *, front: Front
 
 def _add_operations(app: FastAPI, driver: Driver) -> None:
     def name_of(wish: Wish) -> str:
+        plain, mark, context = wish.model.partition(CLASS_MARK)
         try:
-            return canonical_name(wish.model)
+            return canonical_name(plain) + mark + context
         except InvalidRequest as error:
             raise HTTPException(400, error.message) from error
 

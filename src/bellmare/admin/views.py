@@ -57,8 +57,12 @@ class ModelRow(msgspec.Struct, frozen=True):
     blob: str
     weights_bytes: int
     num_ctx: int
+    """The canonical context."""
+    contexts: list[int]
+    """All in which it is served, ascending."""
     workers: int
     resident: list[str]
+    """Workers that hold it ready, in whichever context."""
     waiting: int
     load_s: float
     drift: int
@@ -91,7 +95,7 @@ def runner_rows(fleet: Fleet) -> list[RunnerRow]:
 
 
 def _wanted_by(fleet: Fleet, worker: Worker) -> str:
-    return fleet.state.models[worker.placement.model].stored.name if worker.placement is not None else ""
+    return fleet.state.models[worker.placement.model].label if worker.placement is not None else ""
 
 
 def worker_rows(fleet: Fleet, *, addresses: dict[WorkerId, str], joining: dict[WorkerId, str]) -> list[WorkerRow]:
@@ -111,7 +115,7 @@ def _worker_row(fleet: Fleet, worker: Worker, address: str) -> WorkerRow:
     operation = fleet.state.operations.get(worker.operation) if worker.operation is not None else None
     doing = ""
     if operation is not None:
-        doing = f"{operation.kind} {fleet.state.models[operation.model].stored.name}"
+        doing = f"{operation.kind} {fleet.state.models[operation.model].label}"
     elif worker.placement is not None:
         doing = f"draining for {_wanted_by(fleet, worker)}"
     return WorkerRow(
@@ -142,7 +146,9 @@ def model_rows(fleet: Fleet) -> list[ModelRow]:
     for name in sorted(fleet.state.votes):
         model = fleet.resolve(name)
         assert model is not None, "every name in the votes has a blob"
-        resident = [w.worker for w, r in fleet.copies(model) if r.residency is Residency.resident and w.healthy]
+        family = list(fleet.family(model))
+        copies = [copy for one in family for copy in fleet.copies(one)]
+        resident = [w.worker for w, r in copies if r.residency is Residency.resident and w.healthy]
         votes = fleet.state.votes[name]
         rows.append(
             ModelRow(
@@ -150,9 +156,10 @@ def model_rows(fleet: Fleet) -> list[ModelRow]:
                 blob=model.model,
                 weights_bytes=model.stored.weights_bytes,
                 num_ctx=canonical_num_ctx(fleet, model),
+                contexts=list(fleet.contexts(name)),
                 workers=len(model.holders),
                 resident=list(resident),
-                waiting=model.waiting,
+                waiting=sum(one.waiting for one in family),
                 load_s=model.load_us / 1e6,
                 drift=sum(votes.values()) - votes[model.model],
             )

@@ -119,7 +119,8 @@ def _models_table(rows: list[dict[str, Any]]) -> Table:
             name.append(f" ({row['drift']} workers hold another version)", "yellow")
         load = span_text(row["load_s"]) if row["load_s"] else ""
         size, ready = size_text(row["weights_bytes"]), ", ".join(row["resident"])
-        table.add_row(name, size, str(row["num_ctx"]), str(row["workers"]), ready, str(row["waiting"]), load)
+        contexts = ", ".join(str(context) for context in row["contexts"])
+        table.add_row(name, size, contexts, str(row["workers"]), ready, str(row["waiting"]), load)
     return table
 
 

@@ -98,6 +98,9 @@ class Chronicle:
     def _why_unload(self, decision: Unload) -> str:
         if decision.cause is UnloadCause.replica:
             return f"second copy, its room is for {self._name(decision.wanted_by)}"
+        if decision.cause is UnloadCause.context:
+            found = self._fleet.state.models.get(decision.wanted_by) if decision.wanted_by is not None else None
+            return f"wanted with {found.context or 'its usual'} tokens" if found is not None else "wanted otherwise"
         if decision.cause is UnloadCause.room:
             return f"room for {self._name(decision.wanted_by)}"
         return str(decision.cause).replace("_", " ")

@@ -1,11 +1,11 @@
 """Whether a request may come in: run at once, wait within bounds, or be refused at once with the reason."""
 
 from bellmare.core import poison
-from bellmare.core.costs import canonical_num_ctx, need_bytes, predicted_wait_us
+from bellmare.core.costs import predicted_wait_us
 from bellmare.core.decisions import CacheState, Refusal, Reject
 from bellmare.core.events import RequestArrived
-from bellmare.core.fleet import Fleet
-from bellmare.core.placement import could_ever_fit
+from bellmare.core.fleet import CLASS_MARK, Fleet
+from bellmare.core.placement import could_hold
 from bellmare.core.queueing import dispatch, enqueue, reject
 from bellmare.core.retries import earliest_retry_us
 from bellmare.core.state import Model, Request
@@ -31,7 +31,7 @@ def admit(fleet: Fleet, event: RequestArrived) -> None:
         return
     request = Request(
         request=event.request,
-        name=event.name,
+        name=event.name.partition(CLASS_MARK)[0] if model.context else event.name,
         model=model.model,
         kind=event.kind,
         tenant=event.tenant,
@@ -116,9 +116,5 @@ def _cannot_load(fleet: Fleet, model: Model, request: Request) -> tuple[Refusal,
 
 
 def _fits_somewhere(fleet: Fleet, model: Model, *, foreign_gone: bool) -> bool:
-    num_ctx = canonical_num_ctx(fleet, model)
-    for worker_id in model.holders:
-        worker = fleet.state.workers[worker_id]
-        if could_ever_fit(worker, model, need_bytes(worker, model, num_ctx), foreign_gone=foreign_gone):
-            return True
-    return False
+    workers = fleet.state.workers
+    return any(could_hold(fleet, workers[name], model, foreign_gone=foreign_gone) for name in model.holders)

@@ -30,6 +30,9 @@ def _worker(fleet: Fleet, worker: Worker) -> Iterator[str]:
         yield f"{worker.worker}: in routing although it is ejected"
     if worker.breaker.grow_us >= 0 and not worker.cap:
         yield f"{worker.worker}: a cap that is not there is to grow"
+    blobs = [fleet.state.models[model].blob for model in worker.runners]
+    if len(set(blobs)) < len(blobs):
+        yield f"{worker.worker}: runs a blob twice: {blobs}"
     for runner in worker.runners.values():
         yield from _runner(fleet, worker, runner)
     for model in worker.leaving:
@@ -84,6 +87,11 @@ def _models(fleet: Fleet) -> Iterator[str]:
         yield from fleet.turns[model.model].problems(live[model.model])
         if fleet.unused(model):
             yield f"{model.model}: is kept although nothing refers to it"
+        base = fleet.state.models.get(model.blob)
+        if base is None or (model.context and model.model not in base.classes):
+            yield f"{model.model}: is no class of {model.blob}"
+        elif model.holders and (model.holders, model.healthy_holders) != (base.holders, base.healthy_holders):
+            yield f"{model.model}: {list(model.holders)} hold it, and {list(base.holders)} its blob"
         if head is None:
             continue
         supplied = bool(model.placements) or model.want is not Want.nothing or not healthy

@@ -11,7 +11,9 @@ class ModelConfig(msgspec.Struct, frozen=True, omit_defaults=True):
     num_ctx: int = 0
     """Canonical context per slot; zero: the Modelfile's, else the default."""
     pinned: bool = False
-    """Loaded at start and never a victim."""
+    """Loaded at start and never a victim. Concerns the canonical context only."""
+    context_classes: tuple[int, ...] = ()
+    """Other contexts per slot that it is served with: each is a model of its own to the core (``classes``)."""
 
 
 class TenantConfig(msgspec.Struct, frozen=True, omit_defaults=True):

@@ -30,9 +30,8 @@ def slots_of(worker: Worker, model: Model) -> int:
 
 
 def canonical_num_ctx(fleet: Fleet, model: Model) -> int:
-    """The one context per slot of this model: configured, the Modelfile's, or the default, capped to training."""
-    wanted = fleet.model_config(model).num_ctx or model.stored.num_ctx or fleet.config.default_num_ctx
-    return min(wanted, model.stored.context_max) if model.stored.context_max else wanted
+    """The one context per slot of this model (``Fleet.context_of``)."""
+    return fleet.context_of(model)
 
 
 def shape_key(worker: Worker, num_ctx: int, slots: int) -> str:

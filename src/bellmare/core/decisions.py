@@ -99,6 +99,8 @@ class Load(Decision, frozen=True, tag=True):
 class UnloadCause(StrEnum):
     room = "room"
     """Its memory is needed; ``wanted_by`` says for whom."""
+    context = "context"
+    """Its blob is wanted there with another context, which ``wanted_by`` tells: a worker runs a blob once."""
     ahead = "ahead"
     """Hardly anybody will ask for it before somebody needs its room: so that he need not wait for the unload."""
     replica = "replica"
@@ -107,7 +109,7 @@ class UnloadCause(StrEnum):
     over_budget = "over_budget"
     """Measured memory passed the ledger's limit."""
     shape = "shape"
-    """Its context is smaller than the canonical one."""
+    """Its context is smaller than its class's."""
     replaced = "replaced"
     """Its name now belongs to another blob."""
     crashed = "crashed"

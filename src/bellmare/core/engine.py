@@ -27,6 +27,7 @@ from bellmare.core import (
     scheduler,
 )
 from bellmare.core.check import check
+from bellmare.core.classes import derive_all
 from bellmare.core.config import CoreConfig
 from bellmare.core.costs import average, lower_least, note_service, predicted_wait_us, service_estimate_us
 from bellmare.core.decisions import (
@@ -78,7 +79,7 @@ BUSY_US = SECOND_US
 """A worker that called itself busy is believed for so long: one slot less."""
 RENAMING = frozenset({WorkerAdded, WorkerObserved, WorkerRemoved, ConfigChanged})
 """Events after which a name may mean another blob; an observation only if it brings what is stored."""
-VICTIM = (UnloadCause.room, UnloadCause.ahead, UnloadCause.replica)
+VICTIM = (UnloadCause.room, UnloadCause.context, UnloadCause.ahead, UnloadCause.replica)
 """Causes of unloads for another's sake or ahead of demand: only these say something about the eviction policy."""
 
 
@@ -170,8 +171,8 @@ class Engine:
                 heed(decision)
         fleet.timers.clear()
         out = fleet.out
-        if len(out) == 1 and kind is RequestArrived:
-            self._express.begin(out[0])
+        if len(out) == 1 and isinstance(event, RequestArrived):
+            self._express.begin(event.name, out[0])
         self.story.record(now_us, event, out)
         return out
 
@@ -187,7 +188,8 @@ class Engine:
     def explain(self, subject: str) -> list[str]:
         """What was decided about a request, a model (by name or blob) or a worker, oldest first, in plain words."""
         model = self.fleet.resolve(subject)
-        return self.story.about(subject, model.model if model is not None else None, now_us=self.fleet.now_us)
+        of = tuple(one.model for one in self.fleet.meant(model)) if model is not None else ()
+        return self.story.about(subject, of, now_us=self.fleet.now_us)
 
     def position(self, request_id: RequestId) -> tuple[int, SpanUs] | None:
         """Whose turn a waiting request is (1: the next) and in about what time it will run; None if it does not wait.
@@ -215,8 +217,9 @@ class Engine:
     def restore(cls, config: CoreConfig, snapshot: bytes) -> "Engine":
         """An engine that decides from here on as the one that wrote ``snapshot``."""
         engine = cls(config, msgspec.json.decode(snapshot, type=State))
+        derive_all(engine.fleet, *list(engine.fleet.state.models))  # the configuration may have changed meanwhile
         for model in engine.fleet.state.models.values():
-            lower_least(engine.fleet, model)  # the configuration may have changed meanwhile
+            lower_least(engine.fleet, model)
         return engine
 
     def learned(self) -> bytes:
@@ -420,7 +423,8 @@ class Engine:
     def _model_released(self, event: ModelReleased) -> None:
         model = self.fleet.resolve(event.name)
         if model is not None:
-            model.released_us = self.fleet.now_us
+            for one in self.fleet.meant(model):
+                one.released_us = self.fleet.now_us
 
     # ------------------------------------------------------------------ what operators set
 

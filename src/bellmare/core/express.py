@@ -55,8 +55,8 @@ class Express:
             return None
         worker = state.workers[state.roster[entries[0][1]]]
         runner = worker.runners[burst.model]
-        stored = worker.stored.get(event.name)
-        if stored is None or stored.model != burst.model or runner.untried or runner.batch_seq:
+        stored = worker.stored.get(burst.name)
+        if stored is None or stored.model != burst.blob or runner.untried or runner.batch_seq:
             return None
         if worker.cap or runner.spilled:
             return None
@@ -68,7 +68,7 @@ class Express:
         state.requests[event.request] = request = (
             Request(  # in the order of its fields: by name it takes thrice as long
                 event.request,
-                event.name,
+                burst.name,
                 burst.model,
                 event.kind,
                 tenant,
@@ -152,13 +152,17 @@ class Express:
 
     # ------------------------------------------------------------------ bursts
 
-    def begin(self, decision: Decision) -> None:
-        """An arrival led to nothing but ``decision``: if that was its dispatch at once, more of its kind are simple."""
+    def begin(self, name: str, decision: Decision) -> None:
+        """An arrival for ``name`` led to nothing but ``decision``: if that was its dispatch at once, more of its kind
+        are simple."""
         if type(decision) is Dispatch and decision.cache is _HIT and decision.attempt == 1:
             state, now_us = self._fleet.state, self._fleet.now_us
             request = state.requests[decision.request]
             if request.arrived_us == now_us:
-                state.bursts[request.name] = Burst(model=request.model, began_us=now_us, last_us=now_us)
+                blob = state.models[request.model].blob
+                state.bursts[name] = Burst(
+                    model=request.model, blob=blob, name=request.name, began_us=now_us, last_us=now_us
+                )
 
     def take_in(self, *, close: bool) -> None:
         """Put what bursts gathered into the statistics, and look at idle runners. ``close``: end the bursts too."""

@@ -9,22 +9,22 @@ from collections.abc import Iterator
 from zlib import crc32
 
 from bellmare.core.bins import forget
-from bellmare.core.config import CoreConfig, ModelConfig
+from bellmare.core.config import CoreConfig
 from bellmare.core.decisions import Decision
 from bellmare.core.fairness import Turns
+from bellmare.core.naming import CLASS_MARK, NO_CONFIG, Naming
 from bellmare.core.residency import Cue, Residency, after
 from bellmare.core.state import Model, Placement, Request, RequestPhase, Runner, State, Want, Worker
 from bellmare.core.timers import Timer, Timers
 from bellmare.core.units import Bytes, InstantUs, ModelId, RequestId, WorkerId
 
-__all__ = ["NO_CONFIG", "Fleet", "Timer"]
+__all__ = ["CLASS_MARK", "NO_CONFIG", "Fleet", "Timer"]
 
-NO_CONFIG = ModelConfig()
 REST_LOADS = 2
 """An unloaded model is not loaded again ahead of demand before so many of its load spans have passed: no thrashing."""
 
 
-class Fleet:
+class Fleet(Naming):
     """State, indexes, the clock of the step in progress and its decisions."""
 
     __slots__ = (
@@ -33,8 +33,6 @@ class Fleet:
         "_ready_key",
         "_room_key",
         "blocked",
-        "config",
-        "configured",
         "dirty_models",
         "dirty_workers",
         "live",
@@ -46,15 +44,13 @@ class Fleet:
         "queues",
         "ready_slots",
         "room",
-        "state",
         "timers",
         "turns",
         "weights",
     )  # fmt: skip
 
     def __init__(self, config: CoreConfig, state: State) -> None:
-        self.config = config
-        self.state = state
+        super().__init__(config, state)
         self.timers = Timers(state)
         self.now_us = InstantUs(0)
         self.out: list[Decision] = []
@@ -71,8 +67,6 @@ class Fleet:
         """Copies that are being loaded."""
         self.live: dict[ModelId, int] = {}
         """Requests that wait or run."""
-        self.configured: dict[ModelId, ModelConfig] = {}
-        """What the operator says about a blob, under whichever of its names."""
         self.room: list[tuple[int, int]] = []
         """Workers that may start a placement: (free bytes, worker index)."""
         self.pending: list[tuple[int, ModelId]] = []
@@ -111,16 +105,6 @@ class Fleet:
 
     # ------------------------------------------------------------------ looking things up
 
-    def model_config(self, model: Model) -> ModelConfig:
-        return self.configured.get(model.model, NO_CONFIG)
-
-    def resolve(self, name: str) -> Model | None:
-        """The blob that serves ``name``: what most workers bind it to; of equals, the one seen first."""
-        votes = self.state.votes.get(name)
-        if not votes:
-            return None
-        return self.state.models[max(votes, key=votes.__getitem__)]
-
     def at(self, index: int) -> Worker:
         return self.state.workers[self.state.roster[index]]
 
@@ -145,13 +129,6 @@ class Fleet:
             if worker.healthy and worker_id not in request.excluded and self.holds(worker, request):
                 return True
         return False
-
-    def name_on(self, worker: Worker, model: ModelId, *, prefer: str) -> str | None:
-        """A name that reaches the blob on that worker; None if none does any more (ollama.md 2.3)."""
-        stored = worker.stored.get(prefer)
-        if stored is not None and stored.model == model:
-            return prefer
-        return next((name for name, stored in worker.stored.items() if stored.model == model), None)
 
     def preference(self, model: Model) -> list[int]:
         """The model's own order of the workers that store it: rendezvous hashing, stable under joins and leaves."""
@@ -199,25 +176,17 @@ class Fleet:
         for worker in self.state.workers.values():
             worker.backoff.pop(model_id, None)
         forget(self.state, model_id)
+        if model.context:
+            del self.state.models[model.blob].classes[model_id]
+            self.doubt(model.blob)
 
     def unused(self, model: Model) -> bool:
         """Whether no worker stores or holds it, nobody asked for it, and no observation under way can still show it."""
-        if model.holders or model.copies or model.placements or self.live[model.model]:
+        if model.holders or model.copies or model.placements or model.classes or self.live[model.model]:
             return False
         if any(operation.model == model.model for operation in self.state.operations.values()):
             return False
         return not any(model.model in worker.left for worker in self.state.workers.values())
-
-    def rebind(self) -> None:
-        """Find again which blobs the configured names mean. Of two names over one blob, both are heeded."""
-        self.configured = {}
-        for name, said in self.config.models.items():
-            model = self.resolve(name)
-            if model is None:
-                continue
-            other = self.configured.get(model.model, NO_CONFIG)
-            both = ModelConfig(num_ctx=max(said.num_ctx, other.num_ctx), pinned=said.pinned or other.pinned)
-            self.configured[model.model] = both
 
     def holders_changed(self, model: Model) -> None:
         self._preference.pop(model.model, None)
@@ -228,11 +197,6 @@ class Fleet:
         for worker_id in model.copies:
             worker = workers[worker_id]
             yield worker, worker.runners[model.model]
-
-    def holds(self, worker: Worker, request: Request) -> bool:
-        """Whether ``worker`` binds the very name that was asked for to the request's blob."""
-        stored = worker.stored.get(request.name)
-        return stored is not None and stored.model == request.model
 
     def head(self, model: Model) -> Request | None:
         """Who waits longest."""
@@ -310,7 +274,8 @@ class Fleet:
     # ------------------------------------------------------------------ runners and the ledger
 
     def add_runner(self, worker: Worker, runner: Runner) -> None:
-        assert runner.model not in worker.runners
+        held = self.held_on(worker, self.state.models[runner.model])
+        assert held is None, "a worker runs a blob once"
         worker.runners[runner.model] = runner
         worker.used_bytes = Bytes(worker.used_bytes + runner.bytes)
         self.state.models[runner.model].copies[worker.worker] = None

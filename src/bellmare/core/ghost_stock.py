@@ -66,6 +66,9 @@ def _load(fleet: Fleet, shadow: Shadow, worker: Worker, *, model: Model) -> Held
     now_us, found = fleet.now_us, shadow.bins[worker.worker]
     for held in [held for held in found.held.values() if held.busy_us + KEEP_ALIVE_US <= now_us]:
         take(found, held.model)
+    for one in fleet.family(model):  # another context of a blob is a reload of it
+        if one.model in found.held:
+            take(found, one.model)
     num_ctx = canonical_num_ctx(fleet, model)
     need, predicted = need_bytes(worker, model, num_ctx), predicted_bytes(worker, model, num_ctx)
     room = room_of(worker)

@@ -12,7 +12,7 @@ from bellmare.core.bins import Space, put, refile, room_of, take
 from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes, predicted_bytes, unload_estimate_us
 from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.fleet import Fleet
-from bellmare.core.shadow_state import Held, Shadow
+from bellmare.core.shadow_state import Bin, Held, Shadow
 from bellmare.core.state import Model, Worker
 from bellmare.core.tallies import book_cold_start, book_load
 from bellmare.core.units import InstantUs, SpanUs
@@ -76,6 +76,8 @@ def _load(fleet: Fleet, shadow: Shadow, policy: EvictionPolicy, *, model: Model,
         policy.left(fleet, victim)
         take(found, victim.model)
         del shadow.where[victim.model]
+    if model.context or model.classes:
+        _let_siblings_go(fleet, shadow, policy, model=model, found=found)
     load_us = load_estimate_us(worker, model)
     book_load(shadow.tally, now_us, load_us)
     begin_us = max(now_us, found.loader_us) + len(place.victims) * unload_estimate_us(worker)
@@ -94,6 +96,16 @@ def _load(fleet: Fleet, shadow: Shadow, policy: EvictionPolicy, *, model: Model,
     )
     shadow.where[model.model] = worker.worker
     refile(shadow, found, room_of(worker) - found.used_bytes)
+
+
+def _let_siblings_go(fleet: Fleet, shadow: Shadow, policy: EvictionPolicy, *, model: Model, found: Bin) -> None:
+    """A worker runs a blob once: its other contexts leave for this one, used or not, and cost the ghost no time."""
+    for one in fleet.family(model):
+        held = found.held.get(one.model)
+        if held is not None:
+            policy.left(fleet, held)
+            take(found, one.model)
+            del shadow.where[one.model]
 
 
 def _choose(fleet: Fleet, shadow: Shadow, policy: EvictionPolicy, *, model: Model) -> Place | None:

@@ -65,7 +65,9 @@ def bring_in(fleet: Fleet, worker: Worker) -> None:
 
 def _count_holders(fleet: Fleet, worker: Worker, change: int) -> None:
     for model_id in {stored.model: None for stored in worker.stored.values()}:
-        change_holders(fleet, fleet.state.models[model_id], change)
+        for model in fleet.family(fleet.state.models[model_id]):
+            if worker.worker in model.holders:
+                change_holders(fleet, model, change)
     for runner in worker.runners.values():
         fleet.refresh_open(worker, runner)
     fleet.refresh_room(worker)

@@ -1,11 +1,11 @@
 """How loads and unloads end. Each ends exactly once: by its own event, or by its deadline if that event was lost."""
 
-from bellmare.core.costs import canonical_num_ctx, learn_bytes, learn_load, learn_unload, need_bytes
+from bellmare.core.costs import learn_bytes, learn_load, learn_unload
 from bellmare.core.decisions import LoadCause, Observe, Refusal, UnloadCause
 from bellmare.core.events import FaultKind, OperationEnded, OperationOutcome
 from bellmare.core.fleet import Fleet, Timer
 from bellmare.core.health import LOST_AT_ONCE, suspect
-from bellmare.core.placement import barred, could_ever_fit
+from bellmare.core.placement import barred, could_hold
 from bellmare.core.queueing import reject_waiting
 from bellmare.core.residency import Cue, Residency
 from bellmare.core.scheduler import ask_to_leave
@@ -35,7 +35,7 @@ def ended(fleet: Fleet, event: OperationEnded) -> None:
         _unload_ended(fleet, worker, runner, event=event)
     elif runner is None:
         _ask_again(fleet, worker)
-    elif event.outcome is OperationOutcome.done and _as_asked(operation, event):
+    elif event.outcome is OperationOutcome.done and _as_asked(model, event):
         _load_done(fleet, worker, runner, end=(operation, event))
     elif operation.load_cause is LoadCause.adopt:
         _ask_again(fleet, worker)
@@ -43,9 +43,9 @@ def ended(fleet: Fleet, event: OperationEnded) -> None:
         _load_broke(fleet, worker, runner, end=(model, event))
 
 
-def _as_asked(operation: Operation, event: OperationEnded) -> bool:
+def _as_asked(model: Model, event: OperationEnded) -> bool:
     """Whether the blob that was asked for was loaded: its name may have moved to another one meanwhile."""
-    return event.loaded is None or event.loaded.model in (None, operation.model)
+    return event.loaded is None or event.loaded.model in (None, model.blob)
 
 
 def given_up(fleet: Fleet, operation_id: OperationId) -> None:
@@ -125,12 +125,9 @@ def _load_broke(fleet: Fleet, worker: Worker, runner: Runner, *, end: tuple[Mode
 
 def _another_place(fleet: Fleet, model: Model) -> bool:
     """Whether some healthy holder that could hold this model is not in back-off for it."""
-    num_ctx = canonical_num_ctx(fleet, model)
     for worker_id in model.holders:
         worker = fleet.state.workers[worker_id]
-        if not worker.healthy or barred(fleet, worker, model):
-            continue
-        if could_ever_fit(worker, model, need_bytes(worker, model, num_ctx)):
+        if worker.healthy and not barred(fleet, worker, model) and could_hold(fleet, worker, model):
             return True
     return False
 

@@ -40,7 +40,7 @@ def load_requested(fleet: Fleet, policy: EvictionPolicy, event: LoadRequested) -
         _answer(fleet, event.ticket, False, text=_why_not(fleet, model, event.worker))
         return
     start(fleet, policy, model, plan=plan, cause=LoadCause.operator)
-    leaving = ", ".join(fleet.state.models[victim.model].stored.name for victim in plan.victims)
+    leaving = ", ".join(fleet.state.models[victim.model].label for victim in plan.victims)
     _answer(
         fleet,
         event.ticket,
@@ -75,7 +75,7 @@ def _why_not(fleet: Fleet, model: Model, worker_id: WorkerId | None) -> str:
 
 
 def unload_requested(fleet: Fleet, event: UnloadRequested) -> None:
-    """Let a model leave: requests under way finish, then it goes."""
+    """Let a model leave, without a class said in all its contexts: requests under way finish, then it goes."""
     if fleet.state.standby:
         _answer(fleet, event.ticket, False, text=HANDED_OVER)
         return
@@ -84,7 +84,7 @@ def unload_requested(fleet: Fleet, event: UnloadRequested) -> None:
         _answer(fleet, event.ticket, False, text=f"model '{event.name}' not found on any worker")
         return
     leaving = []
-    for worker, runner in fleet.copies(model):
+    for worker, runner in [copy for one in fleet.meant(model) for copy in fleet.copies(one)]:
         if event.worker not in (None, worker.worker):
             continue
         if runner.residency in (Residency.resident, Residency.draining):

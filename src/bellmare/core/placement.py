@@ -10,13 +10,14 @@ from typing import NamedTuple
 from zlib import crc32
 
 from bellmare.core.costs import canonical_num_ctx, load_estimate_us, need_bytes, predicted_bytes, unload_estimate_us
+from bellmare.core.decisions import UnloadCause
 from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.fleet import Fleet
 from bellmare.core.residency import Residency
 from bellmare.core.starvation import may_be_drained
-from bellmare.core.state import Model, Runner, Worker
+from bellmare.core.state import Model, Placement, Runner, Worker
 from bellmare.core.units import SECOND_US, Bytes, SpanUs
-from bellmare.core.victims import Claim, cheapest, fits, prefix
+from bellmare.core.victims import Claim, Space, Without, cheapest, fits, prefix
 
 FITS_WEIGHED_MAX = 8
 """Workers with enough free memory that are weighed per placement."""
@@ -58,6 +59,15 @@ def could_ever_fit(worker: Worker, model: Model, need: int, *, foreign_gone: boo
     return need <= room or not worker.capacity_known
 
 
+def could_hold(fleet: Fleet, worker: Worker, model: Model, *, foreign_gone: bool = False) -> bool:
+    """Whether the worker could ever be given it: large enough, and its blob not pinned there with another context."""
+    held = fleet.held_on(worker, model)
+    if held is not None and held.model != model.model and fleet.model_config(fleet.state.models[held.model]).pinned:
+        return False
+    need = need_bytes(worker, model, canonical_num_ctx(fleet, model))
+    return could_ever_fit(worker, model, need, foreign_gone=foreign_gone)
+
+
 def barred(fleet: Fleet, worker: Worker, model: Model) -> bool:
     """Whether the worker must not try a load of it now, because the last one there failed."""
     retry = worker.backoff.get(model.model)
@@ -66,7 +76,8 @@ def barred(fleet: Fleet, worker: Worker, model: Model) -> bool:
 
 def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, model: Model, drain: bool) -> Plan | None:
     """The cheapest way to hold ``model`` on ``worker``, or None. ``drain`` allows victims that are busy."""
-    if model.model in worker.runners or barred(fleet, worker, model):
+    sibling = fleet.held_on(worker, model)
+    if (sibling is not None and sibling.model == model.model) or barred(fleet, worker, model):
         return None
     least = model.least_bytes  # a quick look first: most workers of a full fleet can make no room at all
     if least > worker.free_bytes and least > room_at_most(fleet, worker, drain=drain):
@@ -76,11 +87,13 @@ def plan_on(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, model: Mode
     if not could_ever_fit(worker, model, claim.need_bytes):
         return None
     victims: list[Runner] | None = []
-    if not fits(worker, claim):
-        victims = _victims(fleet, policy, worker, claim=claim, drain=drain)
-        if victims is None:
-            return None
-    assert victims is not None
+    if sibling is not None:
+        leaving = victims_on(fleet, worker, drain=drain)
+        victims = _beside_sibling(fleet, policy, worker, sibling, claim=claim, leaving=leaving)
+    elif not fits(worker, claim):
+        victims = _victims(fleet, policy, worker, claim=claim, leaving=victims_on(fleet, worker, drain=drain))
+    if victims is None:
+        return None
     load_us = load_estimate_us(worker, model)
     lost = _lost(fleet, policy, victims)
     return Plan(
@@ -121,9 +134,29 @@ def is_spare(fleet: Fleet, runner: Runner) -> bool:
     return runner.used_us + runner.load_us <= fleet.now_us
 
 
-def _victims(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, claim: Claim, drain: bool) -> list[Runner] | None:
+Leaving = tuple[list[Runner], list[Runner]]
+"""Who could leave: idle runners, and busy ones."""
+
+
+def _beside_sibling(
+    fleet: Fleet, policy: EvictionPolicy, worker: Worker, sibling: Runner, *, claim: Claim, leaving: Leaving
+) -> list[Runner] | None:  # tidy: as ``_victims``, and who leaves in any case
+    """The same blob is there with another context: it has to leave, by the rules for all, and then whoever else."""
+    idle, busy = ([runner for runner in some if runner is not sibling] for some in leaving)
+    if len(idle) + len(busy) == len(leaving[0]) + len(leaving[1]):
+        return None
+    space = Without(worker, sibling)
+    if fits(space, claim):
+        return [sibling]
+    others = _victims(fleet, policy, space, claim=claim, leaving=(idle, busy))
+    return None if others is None else [sibling, *others]
+
+
+def _victims(
+    fleet: Fleet, policy: EvictionPolicy, worker: Space, *, claim: Claim, leaving: Leaving
+) -> list[Runner] | None:
     """The set that makes room at least cost, idle runners before busy ones; inclusion-minimal."""
-    idle, busy = victims_on(fleet, worker, drain=drain)
+    idle, busy = leaving
     leaving_bytes = sum(runner.bytes for runner in idle) + sum(runner.bytes for runner in busy)
     if not fits(worker, claim, leaving_bytes=leaving_bytes, leaving=len(idle) + len(busy)):
         return None
@@ -137,7 +170,7 @@ def _victims(fleet: Fleet, policy: EvictionPolicy, worker: Worker, *, claim: Cla
     return prefix(worker, claim, policy.rank(fleet, spare) + policy.rank(fleet, idle) + policy.rank(fleet, busy))
 
 
-def victims_on(fleet: Fleet, worker: Worker, *, drain: bool) -> tuple[list[Runner], list[Runner]]:
+def victims_on(fleet: Fleet, worker: Worker, *, drain: bool) -> Leaving:
     """Who could leave: idle runners, and busy ones if ``drain``.
 
     Before it has stayed as long as its load took, nobody leaves at once: an idle runner only for who has waited long
@@ -168,6 +201,14 @@ def evictable(fleet: Fleet, worker: Worker, runner: Runner) -> bool:
     if fleet.model_config(model).pinned or (model.waiting and not runner.used):
         return False
     return fleet.name_on(worker, runner.model, prefer=runner.name) is not None
+
+
+def why_gone(fleet: Fleet, placement: Placement, victim: Runner) -> UnloadCause:
+    """For what a victim of a placement is unloaded."""
+    models = fleet.state.models
+    if models[victim.model].blob == models[placement.model].blob:
+        return UnloadCause.context
+    return UnloadCause.replica if victim.model in placement.spares else UnloadCause.room
 
 
 def choose(fleet: Fleet, policy: EvictionPolicy, model: Model, *, drain: bool) -> Plan | None:

@@ -4,6 +4,7 @@ An observation cannot know what happened after it was asked for, so it never con
 start.
 """
 
+from bellmare.core import classes
 from bellmare.core.costs import (
     book_bytes,
     canonical_num_ctx,
@@ -54,6 +55,7 @@ def _take_stored(fleet: Fleet, worker: Worker, stored: tuple[StoredModel, ...]) 
     new = {entry.name: entry for entry in stored}
     before, worker.stored = worker.stored, new
     moved = False
+    described: dict[ModelId, None] = {}
     for name, entry in before.items():
         if name not in new or new[name].model != entry.model:
             _unvote(fleet, worker, entry)
@@ -66,9 +68,12 @@ def _take_stored(fleet: Fleet, worker: Worker, stored: tuple[StoredModel, ...]) 
         elif old != entry:
             model = fleet.state.models[entry.model]
             model.stored = entry
-            learn_least(fleet, model)
+            classes.describe(fleet, model)
+            described[model.model] = None
     if moved and fleet.config.models:
         _heed_config(fleet)
+    elif described:
+        classes.derive_all(fleet)
 
 
 def _heed_config(fleet: Fleet) -> None:
@@ -79,6 +84,7 @@ def _heed_config(fleet: Fleet) -> None:
         if before.get(model_id) != fleet.configured.get(model_id):
             learn_least(fleet, fleet.state.models[model_id])
             fleet.touch(model_id)
+    classes.derive_all(fleet, *before)
 
 
 def _check_name(fleet: Fleet, worker: Worker, runner: Runner) -> None:
@@ -102,14 +108,9 @@ def _vote(fleet: Fleet, worker: Worker, entry: StoredModel) -> None:
         learn_least(fleet, model)
     votes = state.votes.setdefault(entry.name, {})
     votes[entry.model] = votes.get(entry.model, 0) + 1
-    names = model.holders.get(worker.worker, 0)
-    model.holders[worker.worker] = names + 1
-    if model.waiting:
-        fleet.touch(model.model)
-    if names == 0:
-        fleet.holders_changed(model)
-        if worker.healthy:
-            change_holders(fleet, model, 1)
+    for one in fleet.family(model):
+        if one is model or one.holders:  # a class that nobody holds is configured no more, or begins later
+            _hold(fleet, worker, one)
 
 
 def _unvote(fleet: Fleet, worker: Worker, entry: StoredModel) -> None:
@@ -121,6 +122,25 @@ def _unvote(fleet: Fleet, worker: Worker, entry: StoredModel) -> None:
         del votes[entry.model]
     if not votes:
         del state.votes[entry.name]
+    for one in fleet.family(model):
+        if worker.worker in one.holders:
+            _let_go(fleet, worker, one)
+
+
+def _hold(fleet: Fleet, worker: Worker, model: Model) -> None:
+    """The worker stores it under one name more."""
+    names = model.holders.get(worker.worker, 0)
+    model.holders[worker.worker] = names + 1
+    if model.waiting:
+        fleet.touch(model.model)
+    if names == 0:
+        fleet.holders_changed(model)
+        if worker.healthy:
+            change_holders(fleet, model, 1)
+
+
+def _let_go(fleet: Fleet, worker: Worker, model: Model) -> None:
+    """The worker stores it under one name less."""
     model.holders[worker.worker] -= 1
     if model.waiting:
         fleet.touch(model.model)
@@ -140,7 +160,16 @@ def _take_loaded(fleet: Fleet, worker: Worker, event: WorkerObserved) -> None:
         if model is None:
             foreign += loaded.bytes + worker.unshown_bytes  # a runner all the same
             continue
+        held = fleet.held_on(worker, model)
+        if model.classes:
+            younger = held is not None and _newer(fleet, worker, held, started_us=event.started_us)
+            model = classes.seen_as(fleet, worker, model, loaded=loaded, younger=younger)
         seen[model.model] = None
+        if held is not None and held.model != model.model:  # somebody else has loaded it anew, with another context
+            fleet.count("found_gone")
+            fleet.move(worker, held, Cue.gone)
+            _adopt(fleet, worker, model, loaded=loaded)
+            continue
         _take_one(fleet, worker, model, sight=(loaded, event.started_us))
     worker.foreign_bytes = Bytes(foreign)
     for runner in list(worker.runners.values()):
@@ -174,7 +203,7 @@ def _take_one(fleet: Fleet, worker: Worker, model: Model, *, sight: tuple[Loaded
     loaded, started_us = sight
     runner = worker.runners.get(model.model)
     if runner is None:
-        if worker.left.get(model.model, InstantUs(-1)) < started_us:
+        if classes.left_us(fleet, worker, model) < started_us:
             _adopt(fleet, worker, model, loaded=loaded)
         return
     if _newer(fleet, worker, runner, started_us=started_us):

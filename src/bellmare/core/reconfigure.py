@@ -3,6 +3,7 @@
 Neither makes anything leave: residents keep the context they have until they are loaded anew for another reason.
 """
 
+from bellmare.core.classes import derive_all
 from bellmare.core.config import CoreConfig
 from bellmare.core.costs import canonical_num_ctx, learn_least
 from bellmare.core.decisions import UnloadCause
@@ -26,12 +27,14 @@ def heed(fleet: Fleet, config: CoreConfig) -> None:
     said = fleet.configured
     fleet.config = config
     fleet.rebind()
+    derive_all(fleet, *said)
     if config.tenants != before.tenants:
         _weigh_anew(fleet)
     for model_id, model in models.items():
         now = canonical_num_ctx(fleet, model)
-        if now != contexts[model_id]:
-            _keep_contexts(fleet, model, was=contexts[model_id], now=now)
+        was = contexts.get(model_id, now)  # a class that has just begun has nothing to keep
+        if now != was:
+            _keep_contexts(fleet, model, was=was, now=now)
             learn_least(fleet, model)
         if model.waiting or model.want is not Want.nothing or said.get(model_id) != fleet.configured.get(model_id):
             fleet.touch(model_id)

@@ -1,9 +1,8 @@
 """Models whose loads failed everywhere: until when nobody tries again, and who cannot wait for that."""
 
-from bellmare.core.costs import canonical_num_ctx, need_bytes
 from bellmare.core.decisions import Refusal
 from bellmare.core.fleet import Fleet
-from bellmare.core.placement import barred, could_ever_fit
+from bellmare.core.placement import barred, could_hold
 from bellmare.core.queueing import reject
 from bellmare.core.residency import Residency
 from bellmare.core.state import Model
@@ -19,7 +18,6 @@ def earliest_retry_us(fleet: Fleet, model: Model) -> InstantUs | None:
     """
     if model.backoff_us <= fleet.now_us or model.placements:
         return None
-    num_ctx = canonical_num_ctx(fleet, model)
     earliest: InstantUs | None = None
     for worker_id in model.holders:
         worker = fleet.state.workers[worker_id]
@@ -29,7 +27,7 @@ def earliest_retry_us(fleet: Fleet, model: Model) -> InstantUs | None:
         if runner is not None and runner.residency in SERVING:
             return None
         if not barred(fleet, worker, model):
-            if could_ever_fit(worker, model, need_bytes(worker, model, num_ctx), foreign_gone=True):
+            if could_hold(fleet, worker, model, foreign_gone=True):
                 return None
             continue
         until_us = worker.backoff[model.model][1]

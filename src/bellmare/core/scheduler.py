@@ -11,7 +11,7 @@ from bellmare.core.costs import load_estimate_us, slots_of, unload_estimate_us
 from bellmare.core.decisions import Drain, Load, LoadCause, Undrain, Unload, UnloadCause
 from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.fleet import Fleet, Timer
-from bellmare.core.placement import Plan, choose, evictable, is_spare, plan_on, room_at_most
+from bellmare.core.placement import Plan, choose, evictable, is_spare, plan_on, room_at_most, why_gone
 from bellmare.core.replicas import worth_a_copy
 from bellmare.core.residency import Cue, Residency
 from bellmare.core.retries import refuse_hopeless
@@ -186,14 +186,12 @@ def start(fleet: Fleet, policy: EvictionPolicy, model: Model, *, plan: Plan, cau
     if cause is LoadCause.demand:
         forecast.note_miss(fleet, plan.claim.need_bytes)
     for victim in plan.victims:
-        loss = policy.loss(fleet, [victim]) if policy.prices else 0.0
-        forecast.note_victim(fleet, fleet.now_us - victim.used_us, loss=loss, size=victim.bytes)
-        _drain(fleet, worker, victim, cause=_why_gone(placement, victim), wanted_by=model.model)
+        why = why_gone(fleet, placement, victim)
+        if why is not UnloadCause.context:  # that one had no choice, so it says nothing about the price of room
+            loss = policy.loss(fleet, [victim]) if policy.prices else 0.0
+            forecast.note_victim(fleet, fleet.now_us - victim.used_us, loss=loss, size=victim.bytes)
+        _drain(fleet, worker, victim, cause=why, wanted_by=model.model)
     advance(fleet, policy, worker)
-
-
-def _why_gone(placement: Placement, victim: Runner) -> UnloadCause:
-    return UnloadCause.replica if victim.model in placement.spares else UnloadCause.room
 
 
 def _drain(fleet: Fleet, worker: Worker, runner: Runner, *, cause: UnloadCause, wanted_by: ModelId | None) -> None:
@@ -246,7 +244,9 @@ def _carry_on(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
     """Take the next step of a placement; False once it has been given up."""
     model = fleet.state.models[placement.model]
     name = fleet.name_on(worker, model.model, prefer=placement.name)
-    if name is None or model.model in worker.runners or not _still_wanted(fleet, model, placement):
+    held = fleet.held_on(worker, model)
+    there = held is not None and held.model not in placement.victims  # somebody else has loaded the blob meanwhile
+    if name is None or there or not _still_wanted(fleet, model, placement):
         cancel_placement(fleet, worker)
         return False
     if placement.cause in AHEAD and not model.waiting and (fleet.pending or len(fleet.blocked) > len(fleet.room)):
@@ -284,13 +284,13 @@ def _unload_victim(fleet: Fleet, worker: Worker, placement: Placement) -> bool:
             cancel_placement(fleet, worker)
             return False
         if runner.residency is Residency.resident:  # an unload that broke, or a runner seen again
-            _drain(fleet, worker, runner, cause=_why_gone(placement, runner), wanted_by=placement.model)
+            _drain(fleet, worker, runner, cause=why_gone(fleet, placement, runner), wanted_by=placement.model)
         pinned = fleet.model_config(fleet.state.models[victim]).pinned  # a pinned name may have moved to it since
         if pinned or fleet.name_on(worker, victim, prefer=runner.name) is None:
             cancel_placement(fleet, worker)
             return False
         if not runner.used:  # draining, or an unload that broke and is not over yet
-            unload(fleet, worker, runner, cause=_why_gone(placement, runner), wanted_by=placement.model)
+            unload(fleet, worker, runner, cause=why_gone(fleet, placement, runner), wanted_by=placement.model)
             return True
     if lasts_too_long(fleet, worker, placement):
         cancel_placement(fleet, worker)

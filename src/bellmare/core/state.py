@@ -220,11 +220,19 @@ class Lane(msgspec.Struct):
 
 
 class Model(msgspec.Struct):
-    """One blob, whatever its names."""
+    """One blob with one context, whatever its names: the canonical context, or one of its classes."""
 
     model: ModelId
     stored: StoredModel
-    """The description seen last; equal blobs have equal descriptions but for names and digests."""
+    """The description seen last; equal blobs have equal descriptions but for names and digests. A class has its
+    blob's."""
+    blob: ModelId = ModelId("")
+    """What workers know of it. Runners of one blob exclude each other on a worker; equal to ``model`` unless it is a
+    class."""
+    context: int = 0
+    """Context per slot of a class; zero: the canonical one."""
+    classes: dict[ModelId, None] = {}
+    """Of the canonical one: its classes, the smallest first; those too that are configured no more and still live."""
     holders: dict[WorkerId, int] = {}
     """Workers that store it, and under how many names."""
     healthy_holders: int = 0
@@ -262,6 +270,14 @@ class Model(msgspec.Struct):
     stranded_us: InstantUs = InstantUs(-1)
     """Since when no healthy worker stores it while requests wait; -1: not so."""
 
+    def __post_init__(self) -> None:
+        self.blob = self.blob or self.model
+
+    @property
+    def label(self) -> str:
+        """What operators read: the name, with the context if it is a class."""
+        return f"{self.stored.name}#{self.context}" if self.context else self.stored.name
+
 
 class RequestPhase(StrEnum):
     waiting = "waiting"
@@ -271,6 +287,7 @@ class RequestPhase(StrEnum):
 class Request(msgspec.Struct):
     request: RequestId
     name: str
+    """What workers know it by: without the context class, which ``model`` tells."""
     model: ModelId
     kind: RequestKind
     tenant: str
@@ -313,6 +330,9 @@ class Burst(msgspec.Struct):
     """Arrivals of one name, right after another, that were dispatched at once. Kept by ``express``."""
 
     model: ModelId
+    blob: ModelId
+    name: str
+    """Without the class that it may be asked for."""
     began_us: InstantUs
     """The arrival that opened it; that one is in the statistics already."""
     last_us: InstantUs

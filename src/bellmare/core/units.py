@@ -4,7 +4,8 @@ from typing import NewType
 
 WorkerId = NewType("WorkerId", str)
 ModelId = NewType("ModelId", str)
-"""Identity of a model: the digest of its weights blob, because Ollama keys runners by blob, not by name."""
+"""Identity of a model: the digest of its weights blob, because Ollama keys runners by blob, not by name; behind it, for
+a context class, ``#`` and the context."""
 RequestId = NewType("RequestId", str)
 OperationId = NewType("OperationId", int)
 

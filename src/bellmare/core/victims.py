@@ -10,6 +10,7 @@ from typing import NamedTuple, Protocol
 from bellmare.core.costs import UNLOAD_US
 from bellmare.core.eviction.policy import EvictionPolicy, R
 from bellmare.core.fleet import Fleet
+from bellmare.core.state import Runner, Worker
 from bellmare.core.units import SECOND_US, Bytes, ModelId, SpanUs
 
 PAIRED_MAX = 12
@@ -44,6 +45,21 @@ class Space(Protocol):
     def free_bytes(self) -> int: ...
     @property
     def unload_us(self) -> SpanUs: ...
+
+
+class Without:
+    """A worker once one of its runners has left, whoever else has to."""
+
+    __slots__ = ("capacity_known", "fit_percent", "free_bytes", "headroom_bytes", "runners", "runners_max", "unload_us")
+
+    def __init__(self, worker: Worker, gone: Runner) -> None:
+        self.runners = {model: runner for model, runner in worker.runners.items() if runner is not gone}
+        self.free_bytes = worker.free_bytes + gone.bytes
+        self.capacity_known = worker.capacity_known
+        self.runners_max = worker.runners_max
+        self.fit_percent = worker.fit_percent
+        self.headroom_bytes = worker.headroom_bytes
+        self.unload_us = worker.unload_us
 
 
 def fits(worker: Space, claim: Claim, *, leaving_bytes: int = 0, leaving: int = 0) -> bool:

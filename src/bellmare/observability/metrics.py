@@ -256,7 +256,7 @@ class Metrics:
     def _unload(self, decision: Unload) -> None:
         label = self.label(decision.name)
         self._unloads.add(label, str(decision.cause))
-        if decision.cause in (UnloadCause.room, UnloadCause.replica):
+        if decision.cause in (UnloadCause.room, UnloadCause.replica, UnloadCause.context):
             self._evictions.add(label)
 
     def operation(self, decision: Load | Unload, event: OperationEnded, took_us: int) -> None:

@@ -59,9 +59,7 @@ def _key(path: tuple[str, ...], field: FieldInfo) -> Key:
     kind = next((part for part in parts if isinstance(part, Parsed)), None)
     section = next((part for part in parts if isinstance(part, type) and issubclass(part, Section)), None)
     origin = get_origin(field.annotation)
-    collection = ""
-    if section is not None:  # a list of plain values is one value
-        collection = ITEM if origin is tuple else NAME if origin is dict else ""
+    collection = "" if kind is not None else ITEM if origin is tuple else NAME if origin is dict else ""
     return Key(path, kind, section, collection, field)
 
 

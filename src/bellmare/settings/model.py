@@ -18,6 +18,7 @@ from bellmare.settings.problems import Path, dotted, quoted
 from bellmare.settings.quantities import (
     Choice,
     Count,
+    Counts,
     Duration,
     Factor,
     Flag,
@@ -37,6 +38,8 @@ LAME_DUCK_US = 5 * SECOND_US
 """Kubernetes takes an endpoint out within a second or two; a balancer that asks `/readyz` every 2 s, within four."""
 WORKERS_MAX = 1000
 MODELS_MAX = 2000
+CLASSES_MAX = 8
+"""Each class is a model more to the core, and a load more on a GPU: from 8192 to 131072 there are four doublings."""
 TENANTS_MAX = 1000
 LEVELS = ("debug", "info", "warning", "error")
 FORMATS = ("auto", "json", "text")
@@ -217,13 +220,22 @@ class ModelSettings(Section):
     num_ctx: Annotated[int, _Context] | None = Field(
         default=None, description="Context per slot of this model. Absent: what its Modelfile says, else `num_ctx`."
     )
-    pinned: Annotated[bool, Flag()] = Field(default=False, description="Loaded at start and never evicted.")
     aliases: Annotated[tuple[str, ...], _ModelNames] = Field(
         default=(), description="Other names under which clients may ask for this model; answers repeat them."
     )
     fallbacks: Annotated[tuple[str, ...], _ModelNames] = Field(
         default=(),
         description="Models that answer in its place, the first first, while no worker has it or can load it.",
+    )
+    pinned: Annotated[bool, Flag()] = Field(
+        default=False, description="Loaded at start, with its own context, and never evicted."
+    )
+    context_classes: Annotated[tuple[int, ...], Counts(_Context, CLASSES_MAX)] = Field(
+        default=(),
+        description=(
+            "Other contexts per slot, for requests that need more or ask for another `num_ctx`. Each has runners of "
+            "its own; a worker holds one of them at a time. Capped to the model's training context."
+        ),
     )
 
 
@@ -386,7 +398,9 @@ class Settings(Section):
             shadows=self.shadows,
             switch_policy=self.switch_policy,
             models={
-                canonical_name(name): ModelConfig(num_ctx=model.num_ctx or 0, pinned=model.pinned)
+                canonical_name(name): ModelConfig(
+                    num_ctx=model.num_ctx or 0, pinned=model.pinned, context_classes=model.context_classes
+                )
                 for name, model in self.models.items()
             },
             tenants={name: TenantConfig(weight=tenant.weight) for name, tenant in self.tenants.items()},

@@ -219,6 +219,34 @@ class Count(Parsed, msgspec.Struct, frozen=True):
         return {"description": self.describe(), "type": "integer", "minimum": self.low, "maximum": self.high}
 
 
+class Counts(Parsed, msgspec.Struct, frozen=True):
+    """Some whole numbers, each of the kind ``one``; kept ascending, and each once."""
+
+    one: Count
+    most: int
+
+    def parse(self, value: object) -> tuple[int, ...]:
+        if isinstance(value, str) and len(value) <= TEXT_MAX * self.most:
+            value = [part for part in value.split(",") if part.strip()]
+        elif isinstance(value, int) and not isinstance(value, bool):
+            value = [value]
+        if not isinstance(value, list | tuple):
+            raise ValueError(f"{quoted(value)} is not a list of whole numbers; {self.describe()}")
+        if len(value) > self.most:
+            raise ValueError(f"{len(value)} numbers are too many; {self.describe()}")
+        return tuple(sorted({self.one.parse(number) for number in value}))
+
+    def describe(self) -> str:
+        return f"up to {self.most} of {self.one.describe()}"
+
+    def show(self, value: tuple[int, ...]) -> str:
+        return ", ".join(self.one.show(number) for number in value)
+
+    def schema(self) -> dict[str, Any]:
+        item = {key: said for key, said in self.one.schema().items() if key != "description"}
+        return {"description": self.describe(), "type": "array", "items": item, "maxItems": self.most}
+
+
 class Factor(Parsed, msgspec.Struct, frozen=True):
     """A positive number within a range, both ends included."""
 

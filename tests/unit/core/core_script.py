@@ -106,7 +106,7 @@ class Script:
         if line is None and isinstance(operation, d.Load):
             line = e.LoadedModel(
                 name=operation.name,
-                model=operation.model,
+                model=operation.model.partition("#")[0],
                 bytes=operation.reserved_bytes * 9 // 10,
                 num_ctx=operation.num_ctx,
                 pinned=True,
@@ -118,6 +118,10 @@ class Script:
         return self.tell(
             e.OperationEnded(operation=operation.operation, outcome=outcome, fault=e.FaultKind(fault), detail="oh")
         )
+
+    def configures(self, config: CoreConfig) -> list[Any]:
+        self.config = config
+        return self.tell(e.ConfigChanged(config=config))
 
     def loads(self, name: str, worker: str | None = None) -> d.Answer:
         self.tell(e.LoadRequested(ticket="t", name=name, worker=worker))
