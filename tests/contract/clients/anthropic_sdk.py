@@ -289,7 +289,7 @@ def test_an_unknown_model(client):
         ({"extra_body": {"mcp_servers": [{"type": "url", "url": "http://x", "name": "x"}]}}, "mcp_servers"),
         ({"container": "c"}, "container"),
         ({"messages": [{"role": "user", "content": [{"type": "document", "source": {}}]}]}, "messages.0.content.0"),
-        ({"messages": with_image(image())}, "image"),
+        ({"model": "think:1", "messages": with_image(image())}, "image"),
     ],
 )
 def test_what_cannot_be_served_is_said(client, more, message):
