@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from bellmare.gateway.errands import native, openai
+from bellmare.gateway.errands import anthropic, native, openai
 from bellmare.gateway.errands.errand import Errand, Stamp
 from bellmare.gateway.translate import Native, Plain
 from bellmare.protocols.ollama import encode_for_worker
@@ -60,6 +60,7 @@ def bodies() -> dict[str, tuple[Callable[[bytes], Errand], bytes]]:
     generate = {"model": _MODEL, "prompt": "word " * 175, "stream": False, "options": _OPTIONS}
     text = {"model": _MODEL, "prompt": "word " * 175, "max_tokens": 128}
     completions = {"model": _MODEL, "messages": _MESSAGES, "stream": True, "temperature": 0.7, "max_tokens": 128}
+    messages = {"model": _MODEL, "system": _MESSAGES[0]["content"], "messages": _MESSAGES[1:], "stream": True}
     return {
         "chat": (native.chat, _written(chat)),
         "chat, with blanks": (native.chat, _written(chat, blanks=True)),
@@ -68,6 +69,7 @@ def bodies() -> dict[str, tuple[Callable[[bytes], Errand], bytes]]:
         "chat/completions": (openai.chat_completions, _written(completions)),
         "completions": (openai.completions, _written({**text, "stream": True, "temperature": 0.7})),
         "responses": (openai.responses, _written({"model": _MODEL, "input": _MESSAGES, "stream": True})),
+        "messages": (anthropic.messages, _written({**messages, "temperature": 0.7, "max_tokens": 128})),
     }
 
 
@@ -107,17 +109,22 @@ def cases() -> dict[str, tuple[Callable[[], object], int]]:
     requests = bodies()
     for name, (parse, body) in requests.items():
         found[f"parse {name}"] = (_parsing(parse, body), len(body))
-    for name in ("chat", "generate", "chat/completions"):
+    for name in ("chat", "generate", "chat/completions", "messages"):
         parse, body = requests[name]
         found[f"for the worker {name}"] = (_encoding(parse(body)), len(body))
     lines = Native()
     found["token, native"] = (lambda: lines.feed(TOKEN), len(TOKEN))
-    for name, token in (("chat/completions", TOKEN), ("completions", TEXT_TOKEN), ("responses", TOKEN)):
+    for name, token in (
+        ("chat/completions", TOKEN),
+        ("completions", TEXT_TOKEN),
+        ("responses", TOKEN),
+        ("messages", TOKEN),
+    ):
         parse, body = requests[name]
         found[f"token, {name}"] = (_feeding(parse(body), token), len(token))
     found["last line, native"] = (lambda: Native().feed(WHOLE), len(WHOLE))
     found["answer, native"] = (_plain, len(WHOLE))
-    for name in ("chat/completions", "responses"):
+    for name in ("chat/completions", "responses", "messages"):
         parse, body = requests[name]
         unstreamed = parse(body.replace(b'"stream":true', b'"stream":false'))
         found[f"answer, {name}"] = (_answering(unstreamed), len(WHOLE))

@@ -14,7 +14,7 @@ from bellmare.gateway import replies
 from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.catalogue import Catalogue
 from bellmare.gateway.conversation import SHUTTING_DOWN, Conversation
-from bellmare.gateway.counting import Estimate, TokenCounter, answer_count
+from bellmare.gateway.counting import TokenCounter, answer_count
 from bellmare.gateway.errands import anthropic, native, openai
 from bellmare.gateway.errands.errand import Errand
 from bellmare.gateway.faults import STATUS_LEFT
@@ -116,7 +116,8 @@ class Gateway:
         self.large_bodies = LargeBodies(lambda: accounts.refused_early(STATUS_LEFT))
         self._routes = self._table(options.body_bytes_max)
         self._blob_route = Route(("HEAD", "POST"), self._blob, manages=True)
-        self.counter: TokenCounter = Estimate()
+        self.counter: TokenCounter | None = None
+        """For those who only want to know; None: by estimate."""
         self.relay: Relay | None = None
         """Once another process has taken over: requests for models are its to answer."""
 
