@@ -28,7 +28,7 @@ WAIT_S = 30.0
 EMBEDDER = SimModel(
     "e:1", "nomic-bert", 12, 12, 12, 0, 768, 3072, 30_522, 2048, quantization="F16", capabilities=("embedding",)
 )
-SMALL = (SimModel("a:1", capabilities=("completion", "tools")), SimModel("b:1"), SimModel("c:1"), EMBEDDER)
+SMALL = (SimModel("a:1", capabilities=("completion", "tools", "vision")), SimModel("b:1"), SimModel("c:1"), EMBEDDER)
 """Three models of 4.9 GB, of which two fit into 24 GB with four slots of 8,192 tokens, and one for embeddings."""
 RUNNER = Path(__file__).with_name("sim_process.py")
 HUGE = SimModel("huge:1", "llama", 120, 128, 8, 0, 16_384, 53_248)

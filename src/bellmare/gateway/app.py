@@ -20,12 +20,18 @@ from bellmare.gateway.errands.errand import Errand
 from bellmare.gateway.faults import STATUS_LEFT
 from bellmare.gateway.guard import LOOPBACK_GUARD, Guard
 from bellmare.gateway.hinting import Hinting, next_models
+from bellmare.gateway.management.access import REFUSED, Managers
+from bellmare.gateway.management.blobs import PREFIX as BLOBS
+from bellmare.gateway.management.blobs import Blobs
+from bellmare.gateway.management.changes import Changes
+from bellmare.gateway.management.spool import Spool
 from bellmare.gateway.naming import Naming
 from bellmare.gateway.options import GatewayOptions
 from bellmare.gateway.parsing import INLINE_BYTES_MAX, LargeBodies
 from bellmare.gateway.relay import Relay
 from bellmare.gateway.shelf import Shelf
 from bellmare.gateway.tenants import Tenants, priority_of
+from bellmare.http.bodies import BodySink
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
@@ -36,6 +42,8 @@ from bellmare.runtime.driver import Driver
 from bellmare.runtime.fleet import WorkerFleet
 
 SMALL_BODY_BYTES_MAX = 64 << 10
+CHANGE_BYTES_MAX = 4 << 20
+"""Of a request to create a model: its template, its system prompt, its licences."""
 CORE_IDS_MAX = 10_000
 BUSY_PARSING = "too many large requests at once"
 SERVED_METHODS = ("GET", "HEAD", "POST")
@@ -51,12 +59,14 @@ class Route:
     answer: Callable[[Exchange], None]
     body_bytes_max: int = SMALL_BODY_BYTES_MAX
     inference: bool = False
+    manages: bool = False
+    """Changes what the fleet stores: only for clients that have the right."""
 
 
 class Ticket:
     """What a request's head says, read once for all requests of a connection that have the same."""
 
-    __slots__ = ("models", "own_id", "priority", "route", "settings", "tenant")
+    __slots__ = ("models", "own_id", "priority", "route", "settings", "spool", "tenant")
 
     def __init__(self, route: Route) -> None:
         self.route = route
@@ -67,6 +77,8 @@ class Ticket:
         self.models: tuple[Expected, ...] = ()
         self.own_id = ""
         """The id that the client gave; empty if it gave none that can be used."""
+        self.spool: Spool | None = None
+        """Who takes the body, if it is a blob."""
 
 
 class Gateway:
@@ -91,6 +103,9 @@ class Gateway:
         self.naming = Naming(options.names, self.shelf.abilities)
         self.hinting = Hinting(driver, self.tenants, accounts, naming=self.naming)
         self.catalogue = Catalogue(self.shelf, self.naming, self.hinting)
+        self.managers = Managers(options.managers)
+        self.changes = Changes(self.shelf)
+        self.blobs = Blobs(self.shelf)
         self._born = f"{driver.clock.wall_us():x}"
         self._count = 0
         self._settings = 0
@@ -100,6 +115,7 @@ class Gateway:
         """For requests that brought their own id, what the core calls them; the newest ``CORE_IDS_MAX``."""
         self.large_bodies = LargeBodies(lambda: accounts.refused_early(STATUS_LEFT))
         self._routes = self._table(options.body_bytes_max)
+        self._blob_route = Route(("HEAD", "POST"), self._blob, manages=True)
         self.counter: TokenCounter = Estimate()
         self.relay: Relay | None = None
         """Once another process has taken over: requests for models are its to answer."""
@@ -108,6 +124,7 @@ class Gateway:
         """Let changed settings hold for the requests that come from now on."""
         self.timeouts = options.timeouts
         self.naming.rules = options.names
+        self.managers = Managers(options.managers)
         self._routes = self._table(options.body_bytes_max)
         self.tenants.name(self.driver.engine.config.tenants)
         self._settings += 1
@@ -122,6 +139,11 @@ class Gateway:
             "/api/ps": Route(("GET",), catalogue.ps),
             "/api/show": Route(("POST",), catalogue.show),
             "/v1/models": Route(("GET",), catalogue.models),
+            "/api/pull": self._manage("POST", self.changes.pull),
+            "/api/push": self._manage("POST", self.changes.push),
+            "/api/create": self._manage("POST", self.changes.create),
+            "/api/copy": self._manage("POST", self.changes.copy),
+            "/api/delete": self._manage("DELETE", self.changes.delete),
             "/api/prepare": Route(("POST",), self.hinting.prepare),
             "/v1/prepare": Route(("POST",), self.hinting.prepare),
             "/api/generate": self._infer(native.generate, body),
@@ -137,7 +159,7 @@ class Gateway:
 
     # ------------------------------------------------------------------ http.Application
 
-    def on_head(self, request: Request) -> Refusal | int:
+    def on_head(self, request: Request) -> Refusal | int | BodySink:
         if not self.guard.lets_pass(request):
             self.accounts.refused_early(403)
             return Refusal(status=403, close=True)
@@ -153,11 +175,22 @@ class Gateway:
             return msgspec.structs.replace(refusal, headers=(*refusal.headers, (b"allow", allowed.encode())))
         if route.inference:
             self.hinting.uploading(request)
-        request.ticket = Ticket(route)
+        request.ticket = ticket = Ticket(route)
+        if route.manages:
+            if not self.managers.may(request.peer):
+                self.accounts.refused_early(403)
+                return replies.http_refusal(403, REFUSED, request.path)
+            if route is self._blob_route and request.method == "POST":
+                taker = self.blobs.accept(request)
+                ticket.spool = None if isinstance(taker, Refusal) else taker
+                return taker
         return route.body_bytes_max
 
     def on_request(self, exchange: Exchange) -> None:
         ticket: Ticket = exchange.request.ticket
+        if ticket.route.manages and not self.managers.may(exchange.request.peer):  # the settings may have changed
+            self._refuse(exchange, 403, REFUSED)
+            return
         ticket.route.answer(exchange)
 
     def on_bad_request(self, status: int, reason: str, target: str) -> Refusal:
@@ -172,7 +205,22 @@ class Gateway:
         route = self._routes.get(path)
         if route is None and path.startswith("/v1/models/"):
             return Route(("GET",), self.catalogue.model)
+        if route is None and path.startswith(BLOBS):
+            return self._blob_route
         return route
+
+    @staticmethod
+    def _manage(method: str, answer: Callable[[Exchange], None]) -> Route:
+        return Route((method,), answer, CHANGE_BYTES_MAX, manages=True)
+
+    def _blob(self, exchange: Exchange) -> None:
+        spool: Spool | None = exchange.request.ticket.spool
+        if spool is not None:
+            self.blobs.receive(exchange, spool)
+        elif exchange.request.method == "POST":  # the same head again
+            self._refuse(exchange, 400, "a blob has a body")
+        else:
+            self.blobs.head(exchange)
 
     # ------------------------------------------------------------------ inference
 
@@ -352,3 +400,4 @@ class Gateway:
     def close(self) -> None:
         """Nobody is served any more."""
         self.large_bodies.shut()
+        self.blobs.close()

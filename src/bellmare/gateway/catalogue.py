@@ -9,6 +9,7 @@ import msgspec
 from bellmare.gateway import replies
 from bellmare.gateway.faults import public_text
 from bellmare.gateway.hinting import Hinting
+from bellmare.gateway.leaving import Leaver
 from bellmare.gateway.naming import Naming
 from bellmare.gateway.shelf import Shelf
 from bellmare.http.client import UpstreamError
@@ -109,7 +110,7 @@ class Catalogue:
         self._shows += 1
         task = self._fleet.tasks.spawn(_show(exchange, port, body), name="show")
         task.add_done_callback(self._show_ended)
-        exchange.listener = _Leaver(task)
+        exchange.listener = Leaver(task)
 
     def _show_ended(self, task: "asyncio.Task[None]") -> None:
         self._shows -= 1
@@ -126,22 +127,6 @@ class Catalogue:
     def _not_found(self, exchange: Exchange, spelling: str, name: str, *, dialect: Dialect) -> None:
         text = replies.not_found_text(spelling, name, self._driver.engine.fleet.state.votes)
         exchange.respond(404, [replies.JSON], render_error(dialect, 404, text))
-
-
-class _Leaver:
-    """Listens for a client that leaves while a worker is asked for it."""
-
-    def __init__(self, task: "asyncio.Task[None]") -> None:
-        self._task = task
-
-    def on_disconnect(self) -> None:
-        self._task.cancel()
-
-    def on_pause(self) -> None:
-        """One answer in one write: there is nothing to hold back."""
-
-    def on_resume(self) -> None:
-        """As ``on_pause``."""
 
 
 async def _show(exchange: Exchange, port: OllamaWorker, body: bytes) -> None:

@@ -1,8 +1,11 @@
 """What the operator's settings mean to the data plane: one value, replaced as a whole when they change."""
 
+import ipaddress
+
 import msgspec
 
 from bellmare.gateway.conversation import GatewayTimeouts
+from bellmare.gateway.management.access import Network
 from bellmare.gateway.naming import NameRules
 from bellmare.protocols.names import canonical_name
 from bellmare.settings import Settings
@@ -14,6 +17,8 @@ class GatewayOptions(msgspec.Struct, frozen=True):
     timeouts: GatewayTimeouts = GatewayTimeouts()
     body_bytes_max: int = 64 << 20
     names: NameRules = NameRules()
+    managers: tuple[Network, ...] = ()
+    """Clients that may change what the fleet stores."""
 
 
 def options_of(settings: Settings) -> GatewayOptions:
@@ -28,6 +33,7 @@ def options_of(settings: Settings) -> GatewayOptions:
         ),
         body_bytes_max=limits.body_bytes,
         names=_names(settings),
+        managers=tuple(ipaddress.ip_network(text, strict=False) for text in settings.manage),
     )
 
 

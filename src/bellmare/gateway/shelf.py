@@ -33,6 +33,17 @@ class Shelf:
                 return port if name in port.tags else None
         return None
 
+    def healthy(self) -> list[OllamaWorker]:
+        """All workers that answer at the moment."""
+        workers = self.driver.engine.fleet.state.workers
+        return [
+            port for worker_id, port in self.fleet.ports.items() if worker_id in workers and workers[worker_id].healthy
+        ]
+
+    async def look(self, ports: list[OllamaWorker]) -> None:
+        """Have the core see these workers as they are now: who changed them may ask for the model at once."""
+        await self.fleet.look(ports)
+
     def abilities(self, name: str) -> frozenset[str] | None:
         """What the model of a canonical name can do; None if no worker has said."""
         port = self.holder(name)

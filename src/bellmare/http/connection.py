@@ -12,8 +12,9 @@ from enum import Enum
 from math import inf
 from typing import TYPE_CHECKING, cast
 
+from bellmare.http.bodies import Body, BodySink, body_of
 from bellmare.http.exchange import Exchange, render_head
-from bellmare.http.framing import CHUNKED, ChunkedBody, Head, Malformed, check_partial, parse_head
+from bellmare.http.framing import Head, Malformed, check_partial, parse_head
 from bellmare.http.messages import Refusal, Request
 from bellmare.http.repeats import KnownHead, know
 
@@ -33,12 +34,7 @@ class Phase(Enum):
 
 
 # Module-level names: before Python 3.12 each ``Phase.idle`` costs 0.1 us, and a request needs a dozen.
-_IDLE = Phase.idle
-_HEAD = Phase.head
-_BODY = Phase.body
-_ANSWERING = Phase.answering
-_LINGERING = Phase.lingering
-_CLOSING = Phase.closing
+_IDLE, _HEAD, _BODY, _ANSWERING, _LINGERING, _CLOSING = Phase
 
 
 class Connection(asyncio.Protocol):
@@ -58,6 +54,7 @@ class Connection(asyncio.Protocol):
         "_known_bytes_max",
         "_reading_paused",
         "_request",
+        "_sink",
         "_stall_mark",
         "_transport",
         "deadline",
@@ -91,7 +88,9 @@ class Connection(asyncio.Protocol):
         self._known: KnownHead[Request] | None = None
         """The last head that kept the connection, should it come again; and its request without a body."""
         self._known_bytes_max = 0
-        self._body: ChunkedBody | list[bytes] = []
+        self._body: Body | None = None
+        self._sink: BodySink | None = None
+        """Takes the body that is coming, in place of the request."""
         self._body_bytes = 0
         self._body_checked_bytes = 0
         self._body_deadline = inf
@@ -192,6 +191,21 @@ class Connection(asyncio.Protocol):
         self._let_go()
         self._transport.abort()
         self._lose_exchange()
+
+    # What a sink calls
+
+    def pause_body(self) -> None:
+        """See ``BodyFlow``."""
+        if self.phase is _BODY and not self._transport.is_closing():
+            self._transport.pause_reading()
+            self.deadline = inf
+
+    def resume_body(self) -> None:
+        """See ``BodyFlow``."""
+        if self.phase is _BODY and not self._transport.is_closing():
+            self._transport.resume_reading()
+            self.deadline = self.server.now() + self.server.limits.body_rate_window_s
+            self._body_checked_bytes = 0
 
     # What the server calls
 
@@ -307,6 +321,9 @@ class Connection(asyncio.Protocol):
         if isinstance(verdict, Refusal):
             self._refuse(verdict)
             return data[end:]
+        if not isinstance(verdict, int):
+            self._sink = verdict
+            return self._begin_body(data[end:], verdict.bytes_max)
         if head.length > 0 and head.minor and head.keep_alive and not head.continues and request.ticket is not None:
             self._known = know(data[:end], request.again(b""))
             self._known_bytes_max = min(verdict, limits.body_small_bytes)
@@ -325,11 +342,13 @@ class Connection(asyncio.Protocol):
         head = self._head
         length = head.length
         if length == 0:
+            self._sink = None
             self._dispatch()
             return data
         if length > body_bytes_max:
             raise Malformed(413, "request body too large", self._request.target)
-        if 0 < length <= len(data):
+        sink = self._sink
+        if 0 < length <= len(data) and sink is None:
             if length > self.server.limits.body_small_bytes and not self.server.hold(self, length):
                 raise Malformed(503, "too many large requests at once", self._request.target)
             self._request.body_parts = [data[:length]]
@@ -341,37 +360,34 @@ class Connection(asyncio.Protocol):
         limits = self.server.limits
         now = self.server.now()
         self.phase = _BODY
-        self._body = ChunkedBody(body_bytes_max, limits) if length == CHUNKED else []
+        self._body = body_of(length, body_bytes_max, limits)
         self._body_bytes = self._body_checked_bytes = 0
-        self._body_deadline = now + limits.body_timeout_s
+        self._body_deadline = now + limits.body_timeout_s if sink is None else inf  # gigabytes take their time
         self.deadline = min(self._body_deadline, now + limits.body_first_byte_timeout_s)
+        if sink is not None:
+            sink.begin(self)
         return data
 
     def _read_body(self, data: bytes) -> bytes:
         """Take body bytes; the bytes behind its end, empty while it goes on."""
         self._body_bytes += len(data)
-        if self._body_bytes > self.server.limits.body_small_bytes and not self.server.receive(self, self._body_bytes):
+        sink, body, small = self._sink, self._body, self.server.limits.body_small_bytes
+        assert body is not None, "a body is read once its head is accepted"
+        if sink is None and self._body_bytes > small and not self.server.receive(self, self._body_bytes):
             return b""
-        body = self._body
-        if isinstance(body, ChunkedBody):
-            try:
-                rest = body.feed(data)
-            except Malformed as verdict:
-                verdict.target = self._request.target
-                raise
-            if rest is None:
-                return b""
-            parts = body.parts
-        else:
-            surplus = self._body_bytes - self._head.length
-            rest = data[-surplus:] if surplus > 0 else b""
-            body.append(data[:-surplus] if surplus > 0 else data)
-            if surplus < 0:
-                return b""
-            parts = body
-        self._request.body_parts = parts
-        self._request.body_bytes = body.size if isinstance(body, ChunkedBody) else self._head.length
-        self._body = []
+        try:
+            rest = body.feed(data)
+        except Malformed as verdict:
+            verdict.target = self._request.target
+            raise
+        if sink is not None:
+            for part in body.take():
+                sink.take(part)
+        if rest is None or self.phase is not _BODY:
+            return b""
+        self._request.body_parts = body.take()
+        self._request.body_bytes = body.size
+        self._body = self._sink = None
         self._dispatch()
         return rest
 
@@ -440,7 +456,6 @@ class Connection(asyncio.Protocol):
         self.phase = _LINGERING
         self.deadline = self.server.now() + self.server.limits.linger_timeout_s
         self._buffer = b""
-        self._body = []
         self._let_go()
         if self._transport.is_closing():
             return
@@ -461,9 +476,13 @@ class Connection(asyncio.Protocol):
         self._transport.close()
 
     def _let_go(self) -> None:
-        """Its body counts no longer."""
+        """Its body counts no longer, and if it was still coming it will not be complete."""
         if self.held_bytes:
             self.server.let_go(self)
+        sink, self._sink = self._sink, None
+        if sink is not None and self._body is not None:
+            sink.lost()
+        self._body = None
 
     def _watch_writes(self) -> None:
         self._stall_mark = self._bytes_out - self._transport.get_write_buffer_size()

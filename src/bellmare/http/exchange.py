@@ -14,6 +14,7 @@ import msgspec
 from bellmare.http.messages import STATUS_TEXT, HeaderLines, Headers, Refusal, Request, header_lines
 
 if TYPE_CHECKING:
+    from bellmare.http.bodies import BodySink
     from bellmare.http.connection import Connection
 
 _STATUS_LINE = {status: b"HTTP/1.1 %d %b\r\n" % (status, text.encode()) for status, text in STATUS_TEXT.items()}
@@ -36,8 +37,10 @@ class ExchangeListener(Protocol):
 class Application(Protocol):
     """The user of the server. All three are plain callbacks on the loop and must not block."""
 
-    def on_head(self, request: Request) -> Refusal | int:
+    def on_head(self, request: Request) -> Refusal | int | BodySink:
         """Decide on a head alone: a refusal, or the largest body in bytes that will be read (a larger one gets 413).
+
+        Or who takes the body as it comes.
 
         May be called without a later ``on_request``: the body may never come.
         """

@@ -305,6 +305,13 @@ class Settings(Section):
         default=True,
         description="Let another eviction policy take over when its shadow needs 10 % less loading. Needs `shadows`.",
     )
+    manage: Annotated[tuple[str, ...], Words(Word(r"[0-9A-Fa-f.:]{2,45}(?:/[0-9]{1,3})?", "addresses"), 100)] = Field(
+        default=(),
+        description=(
+            "Clients that may pull, push, create, copy and delete models and upload blobs, on all workers: addresses "
+            "or networks such as `127.0.0.1` or `10.0.0.0/8`. Absent: nobody."
+        ),
+    )
     cloud: Annotated[bool, Flag()] = Field(
         default=False,
         description="Pass requests for names such as `m:cloud` on to a worker, which sends them to ollama.com.",
