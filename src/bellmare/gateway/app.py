@@ -151,6 +151,9 @@ class Gateway:
             "/api/embed": self._infer(native.embed, body),
             "/api/embeddings": self._infer(native.embeddings, body),
             "/v1/chat/completions": self._infer(openai.chat_completions, body),
+            "/v1/completions": self._infer(openai.completions, body),
+            "/v1/embeddings": self._infer(openai.embeddings, body),
+            "/v1/responses": self._infer(openai.responses, body),
             "/v1/messages": self._infer(anthropic.messages, body),
             "/v1/messages/count_tokens": Route(
                 ("POST",), self._taken(anthropic.count_tokens, self._count_tokens), body

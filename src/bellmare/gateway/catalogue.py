@@ -67,9 +67,11 @@ class Catalogue:
         exchange.respond(200, [replies.JSON], msgspec.json.encode({"models": models}))
 
     def models(self, exchange: Exchange) -> None:
-        entries = [(name, _instant(entry.modified_at) // 1_000_000) for entry, name in self._listed()]
+        entries = [(name, _instant(entry.modified_at)) for entry, name in self._listed()]
+        entries.sort(key=lambda entry: entry[1], reverse=True)  # as in tags
         self._hinting.listed(exchange.request)
-        exchange.respond(200, [replies.JSON], models_list(entries))
+        listed = models_list((name, modified_us // 1_000_000) for name, modified_us in entries)
+        exchange.respond(200, [replies.PLAIN_JSON], listed)
 
     def model(self, exchange: Exchange) -> None:
         """GET /v1/models/NAME; names with slashes are served too, unlike by Ollama (ollama.md 1.3)."""
@@ -84,9 +86,8 @@ class Catalogue:
         if port is None:
             self._not_found(exchange, spelling, name, dialect=Dialect.openai)
             return
-        entry = port.tags[meant]
-        shown = entry.name if meant == name else name
-        exchange.respond(200, [replies.JSON], model_entry(shown, _instant(entry.modified_at) // 1_000_000))
+        modified_s = _instant(port.tags[meant].modified_at) // 1_000_000
+        exchange.respond(200, [replies.PLAIN_JSON], model_entry(spelling, modified_s))
 
     def show(self, exchange: Exchange) -> None:
         """Asked of a worker that stores the serving version."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from bellmare.gateway.replies import EVENTS, JSON, NDJSON
+from bellmare.gateway.replies import EVENTS, JSON, NDJSON, PLAIN_JSON
 from bellmare.http.messages import HeaderLines, header_lines
 from bellmare.protocols.errors import BadAnswer, Dialect, stream_error
 from bellmare.protocols.ndjson import LineGate, LineSplitter
@@ -208,6 +208,8 @@ class StreamCodec(Protocol):
 class DialectBody(Plain):
     """One object in a dialect, written when the native answer is complete."""
 
+    headers = header_lines([PLAIN_JSON])
+
     def __init__(self, write: Callable[[bytes], bytes]) -> None:
         """``write``: from the whole native answer to the dialect's. May raise BadAnswer."""
         super().__init__()
@@ -216,6 +218,12 @@ class DialectBody(Plain):
     def end(self) -> bytes:
         body = super().end()
         return b"" if self.error is not None else self._write(body)
+
+
+class EventsBody(DialectBody):
+    """A stream whose native answer is one object, as that of a request which only loads a model."""
+
+    headers = header_lines([EVENTS, (b"cache-control", b"no-cache")])
 
 
 class DialectStream:

@@ -60,11 +60,17 @@ _ANTHROPIC_TYPES = {
 """As Ollama writes them, and 413 and 504, which a local Ollama never sends, as Anthropic does."""
 
 
-def _error_object(dialect: Dialect, status: int, message: str, *, request_id: str = "") -> dict[str, Any]:
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+"""OpenAI's ``code`` for a prompt that does not fit: clients look for it to shorten theirs."""
+
+
+def _error_object(
+    dialect: Dialect, status: int, message: str, *, request_id: str = "", code: str | None = None
+) -> dict[str, Any]:
     other = "invalid_request_error" if 400 <= status < 500 else "api_error"
     if dialect is Dialect.openai:
         kind = _OPENAI_TYPES.get(status, other)
-        return {"error": {"message": message, "type": kind, "param": None, "code": None}}
+        return {"error": {"message": message, "type": kind, "param": None, "code": code}}
     if dialect is Dialect.anthropic:
         kind = _ANTHROPIC_TYPES.get(status, other)
         error = {"type": "error", "error": {"type": kind, "message": message}}
@@ -72,12 +78,15 @@ def _error_object(dialect: Dialect, status: int, message: str, *, request_id: st
     return {"error": message}
 
 
-def render_error(dialect: Dialect, status: int, message: str, *, request_id: str = "") -> bytes:
+def render_error(
+    dialect: Dialect, status: int, message: str, *, request_id: str = "", code: str | None = None
+) -> bytes:
     """The JSON body of an answer with ``status``, which is 400 to 599 (ollama.md 1.6).
 
-    ``request_id`` is shown in Anthropic's dialect only, where it is the same as in the header ``request-id``.
+    ``request_id`` is shown in Anthropic's dialect only, where it is the same as in the header ``request-id``; ``code``,
+    a word for programs, in OpenAI's only, where Ollama leaves it null.
     """
-    return msgspec.json.encode(_error_object(dialect, status, message, request_id=request_id))
+    return msgspec.json.encode(_error_object(dialect, status, message, request_id=request_id, code=code))
 
 
 def stream_error(dialect: Dialect, message: str) -> bytes:

@@ -11,6 +11,7 @@ from bellmare.gateway.translate import (
     LINE_BYTES_MAX,
     DialectBody,
     DialectStream,
+    EventsBody,
     Native,
     Plain,
     TooLong,
@@ -207,3 +208,12 @@ def test_usual_tokens_are_passed_on_unread() -> None:
     read.feed(token)
     assert relay(chunk)
     assert passed == [chunk]
+
+
+def test_a_whole_native_answer_can_be_a_stream_of_events() -> None:
+    body = EventsBody(lambda native: b"data: " + native + b"\n\n")
+    assert not body.streams
+    assert b"text/event-stream" in body.headers
+    assert body.feed(b'{"done"') == b"" and body.feed(b":true}") == b""
+    assert body.end() == b'data: {"done":true}\n\n'
+    assert body.final is not None

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bellmare.protocols.errors import (
+    CONTEXT_LENGTH_EXCEEDED,
     ERROR_TEXT_CHARS_MAX,
     Dialect,
     InvalidRequest,
@@ -48,6 +49,13 @@ def test_ollama_errors_have_one_field():
 def test_openai_errors_carry_the_type_of_their_status(status, kind):
     body = json.loads(render_error(Dialect.openai, status, "text"))
     assert body == {"error": {"message": "text", "type": kind, "param": None, "code": None}}
+
+
+def test_a_code_for_programs_is_openais_alone():
+    body = json.loads(render_error(Dialect.openai, 400, "text", code=CONTEXT_LENGTH_EXCEEDED))
+    assert body["error"]["code"] == "context_length_exceeded"
+    for dialect in (Dialect.ollama, Dialect.anthropic):
+        assert b"context_length_exceeded" not in render_error(dialect, 400, "text", code=CONTEXT_LENGTH_EXCEEDED)
 
 
 @pytest.mark.parametrize(
