@@ -60,11 +60,18 @@ def shape_of(size_bytes: int) -> Shape:
 
 
 def write_model(
-    folder: Path, name: str, *, seed: int = 0, shape: Shape = TINY, chat_template: bool = True, endless: bool = False
+    folder: Path,
+    name: str,
+    *,
+    seed: int = 0,
+    shape: Shape = TINY,
+    chat_template: bool = True,
+    endless: bool = False,
+    pooling: bool = False,
 ) -> Path:
     """Write ``folder/name.gguf`` and return its path. Equal arguments give equal bytes.
 
-    ``endless``: the end token is never sampled, so a generation ends only at its limit.
+    ``endless``: the end token is never sampled, so a generation ends only at its limit. ``pooling``: for embeddings.
     """
     path = folder / f"{name}.gguf"
     writer = gguf.GGUFWriter(path, "llama")
@@ -77,6 +84,8 @@ def write_model(
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(shape.embedding // shape.heads)
+    if pooling:
+        writer.add_pooling_type(gguf.PoolingType.MEAN)
     writer.add_file_type(gguf.LlamaFileType.MOSTLY_F16)
     _add_vocabulary(writer, chat_template=chat_template)
     _add_weights(writer, shape, np.random.default_rng(seed), endless=endless)

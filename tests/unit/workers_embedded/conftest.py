@@ -20,12 +20,14 @@ from engine_models import write_model
 
 @pytest.fixture
 def models_dir(tmp_path: Path) -> Path:
-    """``a`` and ``b`` end by themselves, ``endless`` only at its limit."""
+    """``a`` and ``b`` end by themselves, ``endless`` only at its limit; ``bare`` has no template, ``e`` embeds."""
     folder = tmp_path / "models"
     folder.mkdir()
     write_model(folder, "a", seed=1)
     write_model(folder, "b__1b", seed=2)
     write_model(folder, "endless", seed=3, endless=True)
+    write_model(folder, "bare", seed=4, chat_template=False)
+    write_model(folder, "e", seed=5, pooling=True)
     return folder
 
 

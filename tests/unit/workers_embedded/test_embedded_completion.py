@@ -31,10 +31,10 @@ def chat(*messages: dict[str, Any], **fields: Any) -> Any:
 
 
 def test_ollamas_defaults_are_sent_and_not_the_engines() -> None:
-    body = json.loads(completion_body(generate(), "P"))
+    body = json.loads(completion_body(generate(), "P", num_ctx=512))
     assert body["prompt"] == "P"
     assert (body["temperature"], body["top_k"], body["top_p"], body["min_p"]) == (0.8, 40, 0.9, 0.0)
-    assert (body["repeat_penalty"], body["n_predict"], body["seed"]) == (1.0, -1, -1)
+    assert (body["repeat_penalty"], body["n_predict"], body["seed"]) == (1.0, 5120, -1), "ten contexts"
     assert body["stream"] is True
     assert "json_schema" not in body
     assert "n_probs" not in body
@@ -42,7 +42,7 @@ def test_ollamas_defaults_are_sent_and_not_the_engines() -> None:
 
 def test_options_are_mapped_and_unknown_ones_are_not_passed_on() -> None:
     options = {"num_predict": 5, "num_keep": 2, "temperature": 0, "stop": ["x"], "grammar": "root ::= x", "n_probs": 9}
-    body = json.loads(completion_body(generate(stream=False, options=options), "P"))
+    body = json.loads(completion_body(generate(stream=False, options=options), "P", num_ctx=512))
     assert (body["n_predict"], body["n_keep"], body["temperature"], body["stop"]) == (5, 2, 0, ["x"])
     assert body["stream"] is True, "the engine does not end an unstreamed answer whose client left"
     assert "grammar" not in body
@@ -50,13 +50,15 @@ def test_options_are_mapped_and_unknown_ones_are_not_passed_on() -> None:
 
 
 def test_formats_become_schemas() -> None:
-    assert json.loads(completion_body(generate(format="json"), "P"))["json_schema"] == {"type": "object"}
-    assert json.loads(completion_body(generate(format={"type": "string"}), "P"))["json_schema"] == {"type": "string"}
+    assert json.loads(completion_body(generate(format="json"), "P", num_ctx=512))["json_schema"] == {"type": "object"}
+    assert json.loads(completion_body(generate(format={"type": "string"}), "P", num_ctx=512))["json_schema"] == {
+        "type": "string"
+    }
 
 
 def test_probabilities_are_asked_for_even_without_alternatives() -> None:
-    assert json.loads(completion_body(generate(logprobs=True), "P"))["n_probs"] == 1
-    assert json.loads(completion_body(generate(logprobs=True, top_logprobs=3), "P"))["n_probs"] == 3
+    assert json.loads(completion_body(generate(logprobs=True), "P", num_ctx=512))["n_probs"] == 1
+    assert json.loads(completion_body(generate(logprobs=True, top_logprobs=3), "P", num_ctx=512))["n_probs"] == 3
 
 
 def test_a_prompt_becomes_messages() -> None:
@@ -81,7 +83,7 @@ def test_tool_results_and_calls_go_through_the_template() -> None:
 @pytest.mark.parametrize("fields", [{"think": "high"}, {"suffix": "x"}, {"template": "x"}, {"images": ["aGk="]}])
 def test_what_the_engine_cannot_do_is_refused(fields: dict[str, Any]) -> None:
     with pytest.raises(InvalidRequest):
-        refuse_unsupported(generate(**fields), name="m:latest")
+        refuse_unsupported(generate(**fields), name="m:latest", tools=True)
 
 
 def test_events_are_read_and_pings_are_not() -> None:

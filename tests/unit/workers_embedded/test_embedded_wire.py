@@ -230,7 +230,7 @@ async def test_a_load_that_takes_too_long_is_ended(start_worker: StartWorker) ->
 
 
 async def test_a_prompt_past_the_context_tells_its_length(worker: Worker) -> None:
-    answer = await worker.post("/api/generate", model="a", prompt="x" * 1000)
+    answer = await worker.post("/api/generate", model="a", prompt="x" * 1000, truncate=False)
     assert answer.status_code == 400
     assert "exceed_context_size_error" in answer.json()["error"]
 
@@ -245,13 +245,13 @@ async def test_json_is_asked_for_by_schema_and_probabilities_are_told(worker: Wo
 
 async def test_lists_and_show_are_what_the_gateway_reads(worker: Worker) -> None:
     tags = decode_tags((await worker.client.get("/api/tags")).content).models
-    assert {model.name for model in tags} == {"a:latest", "b:1b", "endless:latest"}
+    assert {model.name for model in tags} == {"a:latest", "b:1b", "bare:latest", "e:latest", "endless:latest"}
     shown = decode_show((await worker.post("/api/show", model="a")).content)
     digest = next(model.digest for model in tags if model.name == "a:latest")
     assert blob_of(shown.modelfile) == f"sha256:{digest}"
     assert shown.model_info is not None
     assert shown.model_info["llama.block_count"] == 2
-    assert shown.capabilities == ["completion"]
+    assert shown.capabilities == ["completion", "tools"]
     assert shown.tensors
 
 
@@ -267,9 +267,9 @@ async def test_lists_and_show_are_what_the_gateway_reads(worker: Worker) -> None
         ("/api/chat", {"model": "a", "messages": [{"role": "user"}], "think": True}, 400, "does not support thinking"),
         (
             "/api/chat",
-            {"model": "a", "messages": [{"role": "user"}], "tools": [{"type": "function", "function": {"name": "f"}}]},
+            {"model": "bare", "messages": [{"role": "user"}], "tools": [{"function": {"name": "f"}}]},
             400,
-            "registry.ollama.ai/library/a:latest does not support tools",
+            "registry.ollama.ai/library/bare:latest does not support tools",
         ),
     ],
 )

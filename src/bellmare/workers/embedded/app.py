@@ -9,12 +9,13 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Coroutine
+from pathlib import Path
 from typing import Any
 
 import msgspec
 
 from bellmare import __version__
-from bellmare.http.client import Upstream, UpstreamError
+from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
 from bellmare.protocols.errors import Dialect, InvalidRequest, render_error
@@ -41,39 +42,31 @@ from bellmare.workers.embedded.completion import (
     AnswerWriter,
     completion_body,
     refuse_unsupported,
-    template_messages,
 )
+from bellmare.workers.embedded.embedding import NO_EMBEDDINGS, Embedded, embed, shortened
 from bellmare.workers.embedded.engine import Engine, LoadRefused, Runner
+from bellmare.workers.embedded.gguf_header import GgufError, read_header
 from bellmare.workers.embedded.hosts import is_foreign
 from bellmare.workers.embedded.process import EngineStartError
-from bellmare.workers.embedded.relay import JSON_HEADERS, RUNNER_DIED, Relay, respond_error, rfc3339
+from bellmare.workers.embedded.prompting import Prompter
+from bellmare.workers.embedded.refusals import OllamaError
+from bellmare.workers.embedded.relay import JSON_HEADERS, Relay, respond_error, rfc3339
 
 OLLAMA_VERSION = f"0.33.0+bellmare.{__version__}"
 """The Ollama whose wire this is; clients parse it."""
 REQUEST_BYTES_MAX = 32 << 20
 """Ollama has no limit. A prompt for the largest context is under 2 MB."""
-TEMPLATE_TIMEOUT_S = 30.0
 NUM_CTX_MIN = 4
 """As Ollama."""
 RUNNER_GONE = (
     "model runner has unexpectedly stopped, this may be due to resource limitations or an internal error, "
     "check ollama server logs for details"
 )
-NO_EMBEDDINGS = "This server does not support embeddings. Start it with `--embeddings`"
 _TEXT_HEADERS = ((b"content-type", b"text/plain; charset=utf-8"),)
 _FOREVER_NS = (1 << 63) - 1
 """Go's longest duration: -1 shows as some 292 years from now."""
 
 Handler = Callable[[Exchange], Awaitable[None]]
-
-
-class OllamaError(Exception):
-    """An answer with a status and Ollama's text."""
-
-    def __init__(self, status: int, text: str) -> None:
-        super().__init__(text)
-        self.status = status
-        self.text = text
 
 
 class _Leaving:
@@ -158,7 +151,7 @@ class App:
             respond_error(exchange, error.message, status=error.status)
         except OllamaError as error:
             respond_error(exchange, error.text, status=error.status)
-        except (LoadRefused, EngineStartError) as error:
+        except (LoadRefused, EngineStartError, GgufError, OSError) as error:
             respond_error(exchange, str(error), status=500)
         except asyncio.CancelledError:
             # The client left, or we are closing: then it deserves more than a silent cut.
@@ -207,12 +200,16 @@ class App:
             "parameters": "",
             "template": header.chat_template,
             "details": catalogue.details(model.blob),
-            "model_info": catalogue.model_info(header),
+            "model_info": {},
             "tensors": header.tensors,
             "capabilities": catalogue.capabilities(model.blob),
             "modified_at": rfc3339(model.blob.modified_ns),
         }
-        _respond(exchange, answer)
+        if request.verbose:
+            # Megabytes of vocabulary: read again and written down on a thread.
+            exchange.respond(200, JSON_HEADERS, await asyncio.to_thread(_verbose, model.blob.path, answer))
+            return
+        _respond(exchange, answer | {"model_info": catalogue.model_info(header)})
 
     # Routes that need a runner
 
@@ -232,7 +229,7 @@ class App:
             return
         if model.blob.header.is_embedding_model:
             raise InvalidRequest(f'"{request.model}" does not support {verb}')
-        refuse_unsupported(request, name=model.name)
+        refuse_unsupported(request, name=model.name, tools="tools" in catalogue.capabilities(model.blob))
         async with self._runner(request, model) as runner:
             load_ns = time.monotonic_ns() - started_ns
             if is_load(request):
@@ -243,35 +240,61 @@ class App:
             )  # fmt: skip
             async with runner.slots:
                 upstream = _upstream(runner)
-                prompt = await _prompt(upstream, request)
-                await relay.run(upstream, completion_body(request, prompt))
+                prompter = Prompter(upstream, model.blob.header, num_ctx=runner.num_ctx)
+                if request.debug_render_only:
+                    prompt = await prompter.rendered(request)
+                    exchange.respond(200, JSON_HEADERS, writer.rendered(prompt, created_at=_now()))
+                    return
+                fitting = await prompter.fitting(request)
+                await relay.run(upstream, completion_body(request, fitting, num_ctx=runner.num_ctx))
 
     async def _embed(self, exchange: Exchange) -> None:
+        started_ns = time.monotonic_ns()
         request = parse_embed(exchange.request.body)
-        await self._refuse_embedding(exchange, request, nothing={"model": request.model, "embeddings": []})
+        texts = [request.input] if isinstance(request.input, str) else request.input or []
+        found, load_ns = await self._embedded(request, texts=texts, truncate=request.truncate is not False)
+        answer: dict[str, Any] = {"model": request.model, "embeddings": []}
+        if found is not None:
+            answer["embeddings"] = [shortened(vector, request.dimensions) for vector in found.vectors]
+            answer |= {"total_duration": time.monotonic_ns() - started_ns, "load_duration": load_ns}
+            answer["prompt_eval_count"] = found.tokens
+        _respond(exchange, answer)
 
     async def _embeddings(self, exchange: Exchange) -> None:
-        await self._refuse_embedding(exchange, parse_embeddings(exchange.request.body), nothing={"embedding": []})
+        request = parse_embeddings(exchange.request.body)
+        found, _ = await self._embedded(request, texts=[request.prompt or ""], truncate=True)
+        _respond(exchange, {"embedding": found.vectors[0] if found is not None else []})
 
-    async def _refuse_embedding(
-        self, exchange: Exchange, request: EmbedRequest | EmbeddingsRequest, *, nothing: dict[str, Any]
-    ) -> None:
-        """As a model loaded for completion: it is loaded, an empty input is answered, any other is refused."""
+    async def _embedded(
+        self, request: EmbedRequest | EmbeddingsRequest, *, texts: list[str], truncate: bool
+    ) -> tuple[Embedded | None, int]:
+        """The vectors, and how long the load took in nanoseconds. None for a request that only loads."""
+        started_ns = time.monotonic_ns()
         model = await self._find(request.model, text='model "{}" not found, try pulling it first')
-        async with self._runner(request, model):
-            if not is_load(request):
+        async with self._runner(request, model) as runner:
+            load_ns = time.monotonic_ns() - started_ns
+            if is_load(request):
+                return None, load_ns
+            if not model.blob.header.is_embedding_model:
                 raise OllamaError(501, NO_EMBEDDINGS)
-            _respond(exchange, nothing)
+            async with runner.slots:
+                upstream = _upstream(runner)
+                prompter = Prompter(upstream, model.blob.header, num_ctx=runner.num_ctx)
+                found = await embed(upstream, prompter, texts=texts, num_ctx=runner.num_ctx, truncate=truncate)
+                return found, load_ns
 
     def _runner(self, request: InferenceRequest, model: NamedModel) -> Any:
         options = request.options or {}
         num_ctx = max(NUM_CTX_MIN, int(options.get("num_ctx") or self._num_ctx))
         if trained := model.blob.header.context_length:
             num_ctx = min(num_ctx, trained)
-        keep_alive_s = keep_alive_seconds(request.keep_alive)
         return self._engine.runner(
-            model, num_ctx=num_ctx, keep_alive_s=keep_alive_s, implicit=not is_load(request)
-        )  # fmt: skip
+            model,
+            num_ctx=num_ctx,
+            shift=not isinstance(request, GenerateRequest | ChatRequest) or request.shift is not False,
+            keep_alive_s=keep_alive_seconds(request.keep_alive),
+            implicit=not is_load(request),
+        )
 
     async def _find(self, name: str, *, text: str = "model '{}' not found") -> NamedModel:
         model = await self._models.find(canonical_name(name))
@@ -280,20 +303,10 @@ class App:
         return model
 
 
-async def _prompt(upstream: Upstream, request: GenerateRequest | ChatRequest) -> str:
-    """The text that the engine completes: through the model's chat template, unless raw."""
-    if isinstance(request, GenerateRequest) and request.raw:
-        return request.prompt or ""
-    try:
-        answer = await upstream.fetch(
-            "POST", "/apply-template", body=template_messages(request), timeout_s=TEMPLATE_TIMEOUT_S
-        )
-    except UpstreamError:
-        raise OllamaError(500, RUNNER_DIED) from None
-    if answer.status != 200:
-        raise OllamaError(answer.status, answer.body.decode("utf-8", "replace")[:65_536])
-    prompt: str = msgspec.json.decode(answer.body)["prompt"]
-    return prompt
+def _verbose(path: Path, answer: dict[str, Any]) -> bytes:
+    """/api/show with every array."""
+    header = read_header(path, whole_arrays=True)
+    return msgspec.json.encode(answer | {"model_info": catalogue.model_info(header, arrays=True)})
 
 
 def _upstream(runner: Runner) -> Upstream:

@@ -198,15 +198,17 @@ def details(blob: ModelBlob) -> dict[str, Any]:
 
 
 def capabilities(blob: ModelBlob) -> list[str]:
-    """Tools are not among them: their calls would have to be parsed out of the text, which this worker does not do."""
-    return ["embedding"] if blob.header.is_embedding_model else ["completion"]
+    """A chat template is what tools can be told through (``toolcalls``)."""
+    if blob.header.is_embedding_model:
+        return ["embedding"]
+    return ["completion", "tools"] if blob.header.chat_template else ["completion"]
 
 
-def model_info(header: GgufHeader) -> dict[str, Any]:
-    """``model_info`` of /api/show as Ollama gives it without ``verbose``: arrays are null (ollama.md 1.4)."""
+def model_info(header: GgufHeader, *, arrays: bool = False) -> dict[str, Any]:
+    """``model_info`` of /api/show. Without ``arrays``, as Ollama without ``verbose``, they are null (ollama.md 1.4)."""
     hidden = {"general.name", "tokenizer.chat_template"}
     shown: dict[str, Any] = {
-        key: None if isinstance(value, GgufArray) else value
+        key: (value.values if arrays else None) if isinstance(value, GgufArray) else value
         for key, value in header.metadata.items()
         if key not in hidden
     }

@@ -31,6 +31,8 @@ def parse_arguments(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--num-ctx", type=int, required=True)
     parser.add_argument("--parallel", type=int, default=1)
     parser.add_argument("--threads", type=int, default=0, help="0: the engine's own choice")
+    parser.add_argument("--no-shift", action="store_true", help="end at the context's end instead of shifting it")
+    parser.add_argument("--embeddings", action="store_true", help="for a model with a pooling type")
     parser.add_argument("--parent", type=int, default=0, help="process id of the parent; 0: not checked")
     return parser.parse_args(arguments)
 
@@ -83,7 +85,10 @@ def _start_engine(options: argparse.Namespace) -> tuple[Any, str]:
     params.n_threads_http = 2 * options.parallel + _HTTP_THREADS_EXTRA
     params.fit_params = False  # the shape is ours: the engine must not shrink the context to fit
     params.cache_ram_mib = 0  # its default keeps up to 8 GiB of old prompts in host memory, outside our budget
-    params.ctx_shift = False
+    params.ctx_shift = not options.no_shift
+    if options.embeddings:
+        params.embedding = True
+        params.n_batch = params.n_ubatch = options.num_ctx  # an input is embedded in one batch
     params.ui = False
     # Without keys and with open CORS, the path is what keeps other users and web pages of this machine out.
     params.api_prefix = "/" + secrets.token_hex(16)

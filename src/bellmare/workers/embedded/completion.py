@@ -6,12 +6,14 @@ and nothing tries to parse the text, which a random model's cannot stand (ecosys
 
 from __future__ import annotations
 
+import secrets
 from typing import Any
 
 import msgspec
 
 from bellmare.protocols.errors import InvalidRequest
-from bellmare.protocols.ollama import ChatRequest, GenerateRequest, Message
+from bellmare.protocols.ollama import ChatRequest, GenerateRequest, Message, Tool
+from bellmare.workers.embedded.toolcalls import ToolReader
 
 _encoder = msgspec.json.Encoder()
 
@@ -31,6 +33,7 @@ _DEFAULTS: dict[str, Any] = {
     "stop": [],
 }
 """Ollama's own (ollama.md 1.4); the engine's differ."""
+OUTPUT_CONTEXTS_MAX = 10
 _RENAMED = {"num_predict": "n_predict", "num_keep": "n_keep"}
 _ANY_OBJECT = {"type": "object"}
 
@@ -76,13 +79,13 @@ def decode_event(line: bytes) -> Chunk | None:
     return None
 
 
-def refuse_unsupported(request: GenerateRequest | ChatRequest, *, name: str) -> None:
+def refuse_unsupported(request: GenerateRequest | ChatRequest, *, name: str, tools: bool) -> None:
     """Raise :class:`InvalidRequest` for what this worker cannot do, in Ollama's words where it has any."""
     full_name = f"registry.ollama.ai/library/{name}"
     if request.think:
         raise InvalidRequest(f'"{request.model}" does not support thinking')
     if isinstance(request, ChatRequest):
-        if request.tools:
+        if request.tools and not tools:
             raise InvalidRequest(f"{full_name} does not support tools")
         images = any(message.images for message in request.messages or ())
     else:
@@ -102,7 +105,12 @@ def template_messages(request: GenerateRequest | ChatRequest) -> bytes:
     else:
         messages = [{"role": "system", "content": request.system}] if request.system else []
         messages.append({"role": "user", "content": request.prompt or ""})
-    return _encoder.encode({"messages": messages})
+    tools = request.tools if isinstance(request, ChatRequest) else None
+    return _encoder.encode({"messages": messages} | ({"tools": [_tool(tool) for tool in tools]} if tools else {}))
+
+
+def _tool(tool: Tool) -> dict[str, Any]:
+    return {"type": "function", "function": tool.function}
 
 
 def _message(message: Message) -> dict[str, Any]:
@@ -126,10 +134,15 @@ def _message(message: Message) -> dict[str, Any]:
     return told
 
 
-def completion_body(request: GenerateRequest | ChatRequest, prompt: str) -> bytes:
-    """The body for ``/completion``. Always streamed: the engine never ends an unstreamed one early (ollama.md 2.4)."""
+def completion_body(request: GenerateRequest | ChatRequest, prompt: str | list[int], *, num_ctx: int) -> bytes:
+    """The body for ``/completion``. Always streamed: the engine never ends an unstreamed one early (ollama.md 2.4).
+
+    An answer has at most ten contexts (ollama.md 5); without that bound a shifting one would never end.
+    """
     options = request.options or {}
     body: dict[str, Any] = {_RENAMED.get(key, key): options.get(key, value) for key, value in _DEFAULTS.items()}
+    most = OUTPUT_CONTEXTS_MAX * num_ctx
+    body["n_predict"] = most if body["n_predict"] < 0 else min(body["n_predict"], most)
     body.update(prompt=prompt, stream=True, cache_prompt=True)
     if request.logprobs:
         body["n_probs"] = max(1, request.top_logprobs or 0)
@@ -152,14 +165,23 @@ class AnswerWriter:
         self._model = request.model
         self._is_chat = isinstance(request, ChatRequest)
         self._top_logprobs = request.top_logprobs or 0
+        self._tools = ToolReader() if isinstance(request, ChatRequest) and request.tools else None
 
     def piece(self, chunk: Chunk, *, created_at: str) -> bytes:
-        """One line of a stream, with its newline."""
-        return _encoder.encode(self._object(chunk.content, created_at) | self._logprobs(chunk)) + b"\n"
+        """One line of a stream, with its newline; empty while it may be part of a call."""
+        text, calls = self._read(chunk.content)
+        logprobs = self._logprobs(chunk)
+        if not text and not calls and not logprobs and self._tools is not None:
+            return b""
+        return _encoder.encode(self._object(text, created_at, calls) | logprobs) + b"\n"
 
     def final(self, chunk: Chunk, clock: Clock, *, created_at: str, text: str = "", chunks: list[Chunk]) -> bytes:
         """The last line, without newline. ``text`` and ``chunks``: everything, if nothing was streamed before."""
-        answer = self._object(text, created_at)
+        text, calls = self._read(text)
+        if self._tools is not None:
+            rest, more = self._tools.finish()
+            text, calls = text + rest, calls + self._numbered(more)
+        answer = self._object(text, created_at, calls)
         answer["done"] = True
         answer["done_reason"] = "length" if chunk.stop_type == "limit" else "stop"
         probabilities = [one for piece in chunks for one in self._logprobs(piece).get("logprobs", ())]
@@ -173,14 +195,35 @@ class AnswerWriter:
         answer["eval_duration"] = int(chunk.timings.predicted_ms * 1e6)
         return _encoder.encode(answer)
 
+    def _read(self, text: str) -> tuple[str, list[dict[str, Any]]]:
+        if self._tools is None:
+            return text, []
+        content, calls = self._tools.feed(text)
+        return content, self._numbered(calls)
+
+    def _numbered(self, calls: list[dict[str, Any]]) -> list[dict[str, Any]]:
+        """As Ollama tells calls: with an id and their number within the answer."""
+        assert self._tools is not None
+        first = self._tools.calls - len(calls)
+        return [
+            {"id": f"call_{secrets.token_hex(4)}", "function": {"index": first + number} | call}
+            for number, call in enumerate(calls)
+        ]
+
+    def rendered(self, prompt: str, *, created_at: str) -> bytes:
+        """The answer to ``_debug_render_only``."""
+        answer: dict[str, Any] = {"model": self._model, "created_at": created_at}
+        answer |= {"message": {"role": "", "content": ""}} if self._is_chat else {"response": ""}
+        return _encoder.encode(answer | {"done": False, "_debug_info": {"rendered_template": prompt}})
+
     def empty(self, done_reason: str, *, created_at: str) -> bytes:
         """The answer to a request that only loads or unloads: ``done_reason`` is ``load`` or ``unload``."""
         return _encoder.encode(self._object("", created_at) | {"done": True, "done_reason": done_reason})
 
-    def _object(self, text: str, created_at: str) -> dict[str, Any]:
+    def _object(self, text: str, created_at: str, calls: list[dict[str, Any]] | None = None) -> dict[str, Any]:
         answer: dict[str, Any] = {"model": self._model, "created_at": created_at}
         if self._is_chat:
-            answer["message"] = {"role": "assistant", "content": text}
+            answer["message"] = {"role": "assistant", "content": text} | ({"tool_calls": calls} if calls else {})
         else:
             answer["response"] = text
         answer["done"] = False

@@ -1,7 +1,8 @@
 """Decides which models are loaded: on request, one load at a time, within a memory budget. Never evicts by itself.
 
-Ollama's rules without its evictions: a runner belongs to a blob, a request with another context length makes it reload,
-and keep_alive counts from the end of the last request (ollama.md 2.2, 3.4). A load that does not fit is refused.
+Ollama's rules without its evictions: a runner belongs to a blob, a request with another context length or another
+``shift`` makes it reload, and keep_alive counts from the end of the last request (ollama.md 2.2, 3.4). A load that does
+not fit is refused.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ class Counters(msgspec.Struct):
     implicit_loads: int = 0
     """Loads that an ordinary request caused because its model was not loaded."""
     reloads: int = 0
-    """Loads that a request caused by asking for another context length."""
+    """Loads that a request caused by asking for another context length or ``shift``."""
     unloads: int = 0
     crashes: int = 0
     bytes_max: int = 0
@@ -70,13 +71,16 @@ class Runner:
 
     __slots__ = (
         "claimed_bytes", "expires_at_s", "gone", "idle", "keep_alive_s", "model",
-        "num_ctx", "process", "references", "slots", "state", "timer", "upstream",
+        "num_ctx", "process", "references", "shift", "slots", "state", "timer", "upstream",
     )  # fmt: skip
 
-    def __init__(self, model: NamedModel, *, num_ctx: int, claimed_bytes: int, parallel: int) -> None:
+    def __init__(
+        self, model: NamedModel, *, num_ctx: int, shift: bool, claimed_bytes: int, parallel: int
+    ) -> None:  # tidy: what makes a runner
         self.model = model
         """Under the name that caused the load."""
         self.num_ctx = num_ctx
+        self.shift = shift
         self.claimed_bytes = claimed_bytes
         self.state = State.loading
         self.process: EngineProcess | None = None
@@ -129,17 +133,19 @@ class Engine:
 
     @asynccontextmanager
     async def runner(
-        self, model: NamedModel, *, num_ctx: int, keep_alive_s: float | None, implicit: bool
-    ) -> AsyncIterator[Runner]:
+        self, model: NamedModel, *, num_ctx: int, shift: bool, keep_alive_s: float | None, implicit: bool
+    ) -> AsyncIterator[Runner]:  # tidy: what a request says of its runner
         """Hold a ready runner of ``model`` with ``num_ctx`` tokens per slot, loading it if needed.
 
         ``keep_alive_s``: None keeps the runner's own. ``implicit``: a load here is one that nobody asked for by name.
         Raises :class:`LoadRefused` or :class:`EngineStartError`. Cancelled during a load, the load is aborted.
         """
-        runner = self._ready(model, num_ctx)
+        runner = self._ready(model, num_ctx, shift=shift)
         if runner is None:
             async with self._load_turn:
-                runner = self._ready(model, num_ctx) or await self._load(model, num_ctx=num_ctx, implicit=implicit)
+                runner = self._ready(model, num_ctx, shift=shift) or await self._load(
+                    model, num_ctx=num_ctx, shift=shift, implicit=implicit
+                )
                 self._take(runner, keep_alive_s)
         else:
             self._take(runner, keep_alive_s)
@@ -166,11 +172,11 @@ class Engine:
         while self._tasks:
             await asyncio.wait(self._tasks)
 
-    def _ready(self, model: NamedModel, num_ctx: int) -> Runner | None:
+    def _ready(self, model: NamedModel, num_ctx: int, *, shift: bool) -> Runner | None:
         runner = self._runners.get(model.blob.digest)
-        if runner is not None and runner.state is State.ready and runner.num_ctx == num_ctx:
-            return runner
-        return None
+        if runner is None or runner.state is not State.ready:
+            return None
+        return runner if (runner.num_ctx, runner.shift) == (num_ctx, shift) else None
 
     def _take(self, runner: Runner, keep_alive_s: float | None) -> None:
         runner.references += 1
@@ -196,13 +202,13 @@ class Engine:
         elif runner.keep_alive_s != FOREVER_S:
             runner.timer = asyncio.get_running_loop().call_later(runner.keep_alive_s, self._stop, runner)
 
-    async def _load(self, model: NamedModel, *, num_ctx: int, implicit: bool) -> Runner:
+    async def _load(self, model: NamedModel, *, num_ctx: int, shift: bool, implicit: bool) -> Runner:
         """With the turn held. A runner of another shape leaves first, but only if the new one would then fit."""
         await self._wait_for_leaving()
         old = self._runners.get(model.blob.digest)
         is_reload = old is not None
         claimed = self._claimed(model.blob, num_ctx)
-        new = Runner(model, num_ctx=num_ctx, claimed_bytes=claimed, parallel=self.config.parallel)
+        new = Runner(model, num_ctx=num_ctx, shift=shift, claimed_bytes=claimed, parallel=self.config.parallel)
         self._check_fits(new, instead_of=old)
         if old is not None:
             assert old.state is State.ready, "only the holder of the turn makes it anything else"
@@ -251,7 +257,12 @@ class Engine:
     async def _start(self, runner: Runner) -> None:
         """On any failure the runner is taken out again and no process is left."""
         arguments = EngineArguments(
-            runner.model.blob.path, runner.num_ctx, parallel=self.config.parallel, threads=self.config.threads
+            runner.model.blob.path,
+            runner.num_ctx,
+            parallel=self.config.parallel,
+            threads=self.config.threads,
+            shift=runner.shift,
+            embeddings=runner.model.blob.header.is_embedding_model,
         )
         try:
             process = await EngineProcess.start(arguments, timeout_s=self.config.load_timeout_s)

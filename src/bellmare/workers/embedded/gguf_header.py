@@ -124,15 +124,21 @@ class GgufHeader(msgspec.Struct, frozen=True):
         return layers * (value if isinstance(value, int) else heads)
 
 
-def read_header(path: Path) -> GgufHeader:
-    """Read ``path``; blocking. Raises :class:`GgufError`, or OSError if it cannot be read at all."""
+def read_header(path: Path, *, whole_arrays: bool = False) -> GgufHeader:
+    """Read ``path``; blocking. Raises :class:`GgufError`, or OSError if it cannot be read at all.
+
+    ``whole_arrays``: keep the longest, too, for one answer: a vocabulary takes some 100 bytes of memory a token.
+    """
     with path.open("rb") as file:
-        return _Reader(file, path.stat().st_size).header()
+        return _Reader(
+            file, path.stat().st_size, kept_max=ARRAY_LENGTH_MAX if whole_arrays else ARRAY_KEPT_MAX
+        ).header()
 
 
 class _Reader:
-    def __init__(self, file: BinaryIO, file_bytes: int) -> None:
+    def __init__(self, file: BinaryIO, file_bytes: int, *, kept_max: int) -> None:
         self._file = file
+        self._kept_max = kept_max
         self._left = min(file_bytes, HEADER_BYTES_MAX)
 
     def header(self) -> GgufHeader:
@@ -169,7 +175,7 @@ class _Reader:
         length = self._count(ARRAY_LENGTH_MAX, "array elements")
         if kind == _ARRAY:
             raise GgufError("nested arrays are not supported")
-        if length <= ARRAY_KEPT_MAX:
+        if length <= self._kept_max:
             return GgufArray(length, tuple(self._scalar(kind) for _ in range(length)))
         if kind == _STRING:
             for _ in range(length):

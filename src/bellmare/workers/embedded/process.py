@@ -34,6 +34,9 @@ class EngineArguments(msgspec.Struct, frozen=True):
     num_ctx: int
     parallel: int
     threads: int
+    shift: bool = True
+    """At the end of the context half of it is dropped and the answer goes on (ollama.md 5)."""
+    embeddings: bool = False
 
 
 class EngineProcess:
@@ -61,6 +64,10 @@ class EngineProcess:
         options = ["-P", "-m", "bellmare.workers.embedded.child", "--parent", str(os.getpid())]
         options += ["--model", str(arguments.model), "--num-ctx", str(arguments.num_ctx)]
         options += ["--parallel", str(arguments.parallel), "--threads", str(arguments.threads)]
+        options += [
+            *(["--no-shift"] if not arguments.shift else []),
+            *(["--embeddings"] if arguments.embeddings else []),
+        ]
         process = await asyncio.create_subprocess_exec(
             sys.executable, *options, stdin=PIPE, stdout=PIPE, stderr=PIPE, limit=ANSWER_BYTES_MAX
         )

@@ -142,7 +142,9 @@ class Relay:
                 return
             now = rfc3339(time.time_ns())
             if not chunk.stop or chunk.content:
-                lines.append(self._writer.piece(chunk, created_at=now))
+                line = self._writer.piece(chunk, created_at=now)
+                if line:
+                    lines.append(line)
             if chunk.stop:
                 lines.append(self._writer.final(chunk, self._clock(), created_at=now, chunks=[]) + b"\n")
                 self._flush(lines)

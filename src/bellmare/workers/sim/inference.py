@@ -14,9 +14,10 @@ from bellmare.workers.sim.faults import Faults
 from bellmare.workers.sim.probabilities import Probabilities
 from bellmare.workers.sim.prompting import generate_messages, rendered_chat
 from bellmare.workers.sim.render import NativeVoice, OpenAIVoice
-from bellmare.workers.sim.requests import Body, messages_text, prompt_tokens, runner_options
+from bellmare.workers.sim.requests import Body, counted, messages_text, prompt_tokens, runner_options
 from bellmare.workers.sim.speech import Asked, Speech, speech
 from bellmare.workers.sim.text import count_tokens, embedding, normalised, seed_of
+from bellmare.workers.sim.vocabulary import Vocabulary, vocabulary
 from bellmare.workers.sim.world import World
 
 TOP_LOGPROBS_MAX = 20
@@ -114,6 +115,7 @@ class Inference:
 
     def _begin_embedding(self, answer: ShortAnswer, body: Body, *, model: TwinModel, texts: list[str]) -> None:
         keep_alive_us, options = body.keep_alive_us, runner_options(body.options())
+        counter = self._counter(model)
         if not texts:
             answer.begin(LoadOnly(answer.request, model.name, keep_alive_us, options, embed=True))
             return
@@ -121,7 +123,7 @@ class Inference:
             Generate(
                 answer.request,
                 model.name,
-                sum(map(count_tokens, texts)),
+                sum(counted(counter, text) if counter else count_tokens(text) for text in texts),
                 keep_alive_us=keep_alive_us,
                 options=options,
                 truncate=body.flag("truncate", default=True) is not False,
@@ -154,6 +156,9 @@ class Inference:
         if body.flag("_debug_render_only", default=False):
             self._render(exchange, body, chat=chat, ask=load)
             return
+        counter = self._counter(model)
+        if counter is not None:
+            tokens = counted(counter, _prompt(body, chat=chat), _image_count(body)) + len(body.rows("context"))
         thinks = "thinking" in model.capabilities and body.get("think") is not False
         said = self._speech(body, text, options=options, thinks=thinks)
         voice = NativeVoice(
@@ -177,10 +182,7 @@ class Inference:
 
     def _render(self, exchange: Exchange, body: Body, *, chat: bool, ask: Callable[[str], LoadOnly]) -> None:
         """``_debug_render_only``: the prompt, once the model is loaded, and no inference (ollama.md 5, 12)."""
-        messages = body.rows("messages")
-        if not chat:
-            messages = generate_messages(body.text("prompt"), body.text("system"), body.rows("images"))
-        prompt = body.text("prompt") if body.flag("raw", default=False) else rendered_chat(messages)
+        prompt = _prompt(body, chat=chat)
         images = _image_count(body)
         told = {"rendered_template": prompt} | ({"image_count": images} if images else {})
 
@@ -212,6 +214,10 @@ class Inference:
 
     def _of(self, text: str) -> int:
         return seed_of(self._seed, text)
+
+    def _counter(self, model: TwinModel) -> Vocabulary | None:
+        kind = self._world.entry(model).model.tokenizer
+        return vocabulary(kind) if kind else None
 
     def _stamp(self, body: Body) -> dict[str, Any]:
         return {"model": body.asked_name, "created_at": self._driver.clock.stamp().decode()}
@@ -265,6 +271,15 @@ def _check_top_logprobs(body: Body) -> None:
         raise InvalidRequest("json: cannot unmarshal into Go struct field .top_logprobs of type int")
     if top is not None and not 0 <= top <= TOP_LOGPROBS_MAX:
         raise InvalidRequest(f"top_logprobs must be between 0 and {TOP_LOGPROBS_MAX}")
+
+
+def _prompt(body: Body, *, chat: bool) -> str:
+    """The text that the model sees."""
+    if chat:
+        return rendered_chat(body.rows("messages"))
+    if body.flag("raw", default=False):
+        return body.text("prompt")
+    return rendered_chat(generate_messages(body.text("prompt"), body.text("system"), body.rows("images")))
 
 
 def _image_count(body: Body) -> int:

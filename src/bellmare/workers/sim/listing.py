@@ -56,7 +56,7 @@ class Shelf:
         return {"models": rows}
 
     def show(self, model: TwinModel, *, verbose: bool) -> dict[str, Any]:
-        """/api/show. Arrays are null unless ``verbose``, which here fills in only the token list's first entries."""
+        """/api/show. Arrays are null unless ``verbose`` (ollama.md 1.4)."""
         entry = self._world.entry(model)
         template = entry.model.template or TEMPLATE
         set_ones = ({"num_ctx": model.num_ctx} if model.num_ctx else {}) | entry.model.parameters
@@ -82,7 +82,7 @@ class Shelf:
             "template": template,
             **({"system": entry.model.system} if entry.model.system else {}),
             "details": entry.details,
-            "model_info": info | {"tokenizer.ggml.tokens": ["<s>", "</s>"]} if verbose else info,
+            "model_info": _shown(info, verbose=verbose),
             "tensors": [{"name": tensor.name, "type": tensor.type, "shape": tensor.shape} for tensor in entry.tensors],
             "capabilities": list(model.capabilities),
             "modified_at": self._clock.expiry(self._modified_us[model.name]),
@@ -107,6 +107,13 @@ class Shelf:
             "details": entry.tags_details(),
             "capabilities": list(model.capabilities),
         }
+
+
+def _shown(info: dict[str, Any], *, verbose: bool) -> dict[str, Any]:
+    """Arrays only if verbose; a model without a vocabulary of its own then has two tokens."""
+    if verbose:
+        return info | {"tokenizer.ggml.tokens": info["tokenizer.ggml.tokens"] or ["<s>", "</s>"]}
+    return {key: None if isinstance(value, list) else value for key, value in info.items()}
 
 
 def _go(value: object) -> str:

@@ -11,6 +11,7 @@ from bellmare.protocols.names import canonical_name
 from bellmare.twin.messages import RunnerOptions
 from bellmare.workers.sim.durations import keep_alive_us
 from bellmare.workers.sim.text import count_tokens
+from bellmare.workers.sim.vocabulary import COUNTED_CHARS_MAX, Vocabulary
 
 _INTEGERS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict", "num_predict", "seed")
 _IMAGE_TOKENS = 768
@@ -110,6 +111,13 @@ def content_text(content: object) -> str:
     if isinstance(content, list):
         return "".join(part.get("text", "") for part in content if isinstance(part, dict))
     return content if isinstance(content, str) else ""
+
+
+def counted(counter: Vocabulary, text: str, images: int = 0) -> int:
+    """Tokens of a rendered prompt by a real vocabulary."""
+    part = text[:COUNTED_CHARS_MAX]
+    tokens = counter.count(part)
+    return tokens * len(text) // max(1, len(part)) + _IMAGE_TOKENS * images
 
 
 def messages_text(messages: list[Any]) -> tuple[str, int]:

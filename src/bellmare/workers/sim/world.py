@@ -10,6 +10,7 @@ import msgspec
 
 from bellmare.protocols.names import canonical_name
 from bellmare.twin.config import TwinModel
+from bellmare.workers.sim.vocabulary import KINDS, vocabulary
 
 _TYPE_BYTES = {  # bytes / elements of a block (ollama.md 4.1)
     "F32": (4, 1),
@@ -72,6 +73,8 @@ class SimModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """PARAMETER num_ctx of the Modelfile; zero: none."""
     shares: str = ""
     """Name of an earlier model whose weights blob this one uses."""
+    tokenizer: str = ""
+    """gpt2, llama or bert: prompts are counted by a vocabulary, which /api/show tells. Empty: four bytes a token."""
     template: str = ""
     """Empty: ChatML (``prompting``)."""
     system: str = ""
@@ -144,6 +147,8 @@ class SimModel(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             found[f"{prefix}.attention.sliding_window"] = self.sliding_window
         if self.embedding:
             found[f"{prefix}.pooling_type"] = 1
+        if self.tokenizer:
+            found |= vocabulary(self.tokenizer).info
         return found
 
 
@@ -244,6 +249,9 @@ def load_models(path: Path) -> tuple[SimModel, ...]:
 
         found = YAML(typ="safe", pure=True).load(path)
     models = msgspec.convert(found, tuple[SimModel, ...])
+    strange = sorted({model.tokenizer for model in models} - {"", *KINDS})
+    if strange:
+        raise ValueError(f"unknown tokenizer {', '.join(strange)}; known: {', '.join(KINDS)}")
     unknown = sorted({model.quantization for model in models} - _QUANTIZATIONS.keys())
     if unknown:
         raise ValueError(f"unknown quantization {', '.join(unknown)}; known: {', '.join(_QUANTIZATIONS)}")
