@@ -365,7 +365,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "the grace of a lost worker never ends",
-        ("health", "        model.stranded_us = fleet.now_us\n        fleet.set_timer(fleet.now_us + fleet.config.worker_lost_grace_us, Timer.stranded, model.model)\n", "        model.stranded_us = fleet.now_us\n"),
+        ("fleet", "            model.stranded_us = self.now_us\n            self.set_timer(self.now_us + self.config.worker_lost_grace_us, Timer.stranded, model.model)\n", "            model.stranded_us = self.now_us\n"),
         "who has lost his worker is told so",
     ),
     # ---- breaker, attempts, poison

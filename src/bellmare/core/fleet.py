@@ -191,6 +191,17 @@ class Fleet(Naming):
     def holders_changed(self, model: Model) -> None:
         self._preference.pop(model.model, None)
 
+    def change_holders(self, model: Model, change: int) -> None:
+        """So many healthy holders more or less; the last one's loss starts the grace of those who wait."""
+        model.healthy_holders += change
+        assert model.healthy_holders >= 0
+        self.touch(model.model)
+        if model.healthy_holders:
+            model.stranded_us = InstantUs(-1)
+        elif model.stranded_us < 0:
+            model.stranded_us = self.now_us
+            self.set_timer(self.now_us + self.config.worker_lost_grace_us, Timer.stranded, model.model)
+
     def copies(self, model: Model) -> Iterator[tuple[Worker, Runner]]:
         """Its runners in any residency. Lazy, because one of hundreds often answers the question."""
         workers = self.state.workers
