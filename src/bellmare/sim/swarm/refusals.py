@@ -39,7 +39,7 @@ def judge_refusal(books: Ledger, request: RequestBook, decision: d.Reject) -> No
     elif why is d.Refusal.no_healthy_worker:
         routable = [worker for worker in books.workers.values() if worker.routable]
         away = not any(books.binds(worker, request) for worker in routable)
-        stored_nowhere = not any(request.blob in {s.model for s in worker.stored.values()} for worker in routable)
+        stored_nowhere = not any(books.stores(worker, request.blob) for worker in routable)
         must(away and (new or stored_nowhere), "no_healthy_worker only if so", decision)
     elif why is d.Refusal.model_does_not_fit:
         must(not _surely_fits(books, request), "does_not_fit only if so", decision)
@@ -112,10 +112,11 @@ def _surely_fits(books: Ledger, request: RequestBook) -> bool:
     if request.blob in books.largest:
         return False
     for worker in books.workers.values():
-        for entry in worker.stored.values():
-            if entry.model == request.blob:
-                need = books.need(worker, request.blob, books.canonical(request.blob)) + MIB
-                room = worker.capacity - worker.spec.headroom_bytes - worker.foreign
-                if not worker.spec.capacity_known or need <= room:
-                    return True
+        sibling = books.sibling(worker, request.blob)
+        if not books.stores(worker, request.blob) or (sibling is not None and books.pinned(sibling)):
+            continue
+        need = books.need(worker, request.blob, books.canonical(request.blob)) + MIB
+        room = worker.capacity - worker.spec.headroom_bytes - worker.foreign
+        if not worker.spec.capacity_known or need <= room:
+            return True
     return False
