@@ -285,8 +285,7 @@ class Fleet(Naming):
     # ------------------------------------------------------------------ runners and the ledger
 
     def add_runner(self, worker: Worker, runner: Runner) -> None:
-        held = self.held_on(worker, self.state.models[runner.model])
-        assert held is None, "a worker runs a blob once"
+        assert runner.model not in worker.runners
         worker.runners[runner.model] = runner
         worker.used_bytes = Bytes(worker.used_bytes + runner.bytes)
         self.state.models[runner.model].copies[worker.worker] = None
