@@ -6,6 +6,7 @@ It runs once per request on the loop, and is bound to cost next to nothing: plai
 from bellmare.core.events import HintSource
 from bellmare.core.units import InstantUs
 from bellmare.gateway.conversation import Conversation
+from bellmare.observability.context_metrics import ContextMetrics
 from bellmare.observability.logs import Logs
 from bellmare.observability.metrics import Metrics
 from bellmare.observability.request_lines import RequestLine
@@ -21,6 +22,15 @@ class Accounts:
     def refused_early(self, status: int) -> None:
         """A request that never became one: bad bytes, unknown path, invalid body."""
         self._metrics.bad_request(status)
+
+    @property
+    def context(self) -> ContextMetrics:
+        """What the context guard counts."""
+        return self._metrics.context
+
+    def unread(self, model: str, why: str) -> None:
+        """The tokens of a model's prompts cannot be counted, only estimated."""
+        self._logs.warning("no vocabulary: prompts are estimated", model=model, why=why)
 
     def hints_limited(self, source: HintSource, count: int) -> None:
         """Hints that were dropped: their client gave more than its allowance."""

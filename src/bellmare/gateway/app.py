@@ -8,11 +8,14 @@ from functools import partial
 
 import msgspec
 
+from bellmare.context.counter import Counter
+from bellmare.context.library import Library
 from bellmare.core.events import ModelReleased, Priority
 from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
 from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.catalogue import Catalogue
+from bellmare.gateway.context import ContextGuard
 from bellmare.gateway.conversation import SHUTTING_DOWN, Conversation
 from bellmare.gateway.counting import TokenCounter, answer_count
 from bellmare.gateway.errands import anthropic, native, openai
@@ -31,12 +34,13 @@ from bellmare.gateway.parsing import INLINE_BYTES_MAX, LargeBodies
 from bellmare.gateway.relay import Relay
 from bellmare.gateway.shelf import Shelf
 from bellmare.gateway.tenants import Tenants, priority_of
+from bellmare.gateway.vocabularies import FleetSource
 from bellmare.http.bodies import BodySink
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
 from bellmare.protocols import ollama
-from bellmare.protocols.errors import InvalidRequest, render_error
+from bellmare.protocols.errors import CONTEXT_LENGTH_EXCEEDED, ContextExceeded, InvalidRequest, render_error
 from bellmare.protocols.hints import Expected
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.fleet import WorkerFleet
@@ -116,8 +120,16 @@ class Gateway:
         self.large_bodies = LargeBodies(lambda: accounts.refused_early(STATUS_LEFT))
         self._routes = self._table(options.body_bytes_max)
         self._blob_route = Route(("HEAD", "POST"), self._blob, manages=True)
-        self.counter: TokenCounter | None = None
-        """For those who only want to know; None: by estimate."""
+        counter = Counter(Library(FleetSource(self.shelf), fleet.tasks, report=accounts.unread))
+        accounts.context.state = counter.figures
+        self.counter: TokenCounter | None = counter
+        self.context = ContextGuard(
+            driver.engine.fleet,
+            counter,
+            accounts.context,
+            rules=options.context,
+            on_left=lambda: accounts.refused_early(STATUS_LEFT),
+        )
         self.relay: Relay | None = None
         """Once another process has taken over: requests for models are its to answer."""
 
@@ -126,6 +138,7 @@ class Gateway:
         self.timeouts = options.timeouts
         self.naming.rules = options.names
         self.managers = Managers(options.managers)
+        self.context.rules = options.context
         self._routes = self._table(options.body_bytes_max)
         self.tenants.name(self.driver.engine.config.tenants)
         self._settings += 1
@@ -257,13 +270,17 @@ class Gateway:
     def _parsed(
         self, take_up: Callable[[Exchange, Errand], None], exchange: Exchange, result: Errand | BaseException
     ) -> None:
-        """A large body has been parsed."""
+        """A large body has been parsed, or a long prompt has been judged."""
         if isinstance(result, Errand):
             try:
                 take_up(exchange, result)
                 return
             except Exception as error:  # noqa: BLE001 - what the server does around smaller requests
                 result = error
+        if isinstance(result, ContextExceeded):
+            text = result.text(replies.dialect_of(exchange.request.path))
+            self._refuse(exchange, result.status, text, code=CONTEXT_LENGTH_EXCEEDED)
+            return
         if isinstance(result, InvalidRequest):
             self._refuse(exchange, result.status, result.message)
             return
@@ -286,6 +303,16 @@ class Gateway:
         if errand.released:
             self._release(exchange, errand)
             return
+        if self.context.passes(errand, ticket.tenant, request.body_bytes):
+            self._run(exchange, errand, ticket)
+        else:
+            self.context.take(exchange, errand, ticket.tenant, taken=partial(self._parsed, self._judged))
+
+    def _judged(self, exchange: Exchange, errand: Errand) -> None:
+        """The context guard lets it go on."""
+        self._run(exchange, errand, exchange.request.ticket)
+
+    def _run(self, exchange: Exchange, errand: Errand, ticket: Ticket) -> None:
         conversation = self._converse(exchange, errand, ticket)
         if ticket.models and not conversation.ended:  # who was refused will hardly go on with the next
             # At its arrival, not at its dispatch: its own wait is time in which the next model can be loaded.
@@ -315,12 +342,18 @@ class Gateway:
         ticket.settings = self._settings
 
     def _refuse(
-        self, exchange: Exchange, status: int, message: str, *, headers: replies.Headers | tuple[()] = ()
-    ) -> None:
+        self,
+        exchange: Exchange,
+        status: int,
+        message: str,
+        *,
+        headers: replies.Headers | tuple[()] = (),
+        code: str | None = None,
+    ) -> None:  # tidy: an error has a status, a text, a code and headers
         """Answer a request that does not become one."""
         self.accounts.refused_early(status)
         dialect = replies.dialect_of(exchange.request.path)
-        begin, body = replies.error_answer(dialect, status, message)
+        begin, body = replies.error_answer(dialect, status, message, code=code)
         exchange.respond(status, [*begin, *headers], body)
 
     def _converse(self, exchange: Exchange, errand: Errand, ticket: Ticket) -> Conversation:
@@ -368,6 +401,12 @@ class Gateway:
     def account(self, conversation: Conversation) -> None:
         del self._open[conversation.request]
         self.accounts.ended(conversation, self.driver.clock.now_us())
+        translator, decision = conversation.translator, conversation.dispatched
+        if conversation.outcome == "completed" and translator is not None and decision is not None:
+            final = translator.final
+            if final is not None:
+                tokens, output = final.prompt_eval_count, final.eval_count
+                self.context.ended(conversation.errand, tokens=tokens, output=output, num_ctx=decision.num_ctx)
 
     def again(self, conversation: Conversation) -> RequestId:
         """What the core is to call a request whose last name there has come to its end."""
@@ -396,7 +435,7 @@ class Gateway:
 
     def end_all(self) -> None:
         """The grace of a shutdown is over: every request under way gets its error, none is cut in silence."""
-        for exchange in self.large_bodies.shut():
+        for exchange in (*self.large_bodies.shut(), *self.context.shut()):
             self._refuse(exchange, 503, SHUTTING_DOWN, headers=replies.retry_headers(SECOND_US))
         for conversation in list(self._open.values()):
             conversation.shut()
@@ -405,3 +444,4 @@ class Gateway:
         """Nobody is served any more."""
         self.large_bodies.shut()
         self.blobs.close()
+        self.context.close()

@@ -115,7 +115,7 @@ class Conversation(msgspec.Struct, eq=False):
         driver.submit(
             RequestArrived(  # in the order of its fields: by name it takes thrice as long
                 self.request,
-                errand.name,
+                (errand.guarded and errand.guarded.class_name) or errand.name,
                 deadline_us,
                 errand.kind,
                 tenant,
@@ -380,12 +380,15 @@ class Conversation(msgspec.Struct, eq=False):
         assert self.dispatched is not None
         headers = replies.answer_headers(translator.headers, self.dispatched, self.public_id)
         errand = self.errand
-        if errand.overridden or errand.redirected:
+        guarded = errand.guarded
+        if errand.overridden or errand.redirected or (guarded is not None and guarded.header):
             more: replies.Headers = []
             if errand.overridden:
                 more.append((b"x-bellmare-overridden", ",".join(errand.overridden).encode()))
             if errand.redirected:
                 more.append((b"x-bellmare-model", errand.name.encode()))
+            if guarded is not None and guarded.header:
+                more.append((b"x-bellmare-context", guarded.header))
             return HeaderLines(headers + header_lines(more))
         return headers
 

@@ -4,11 +4,13 @@ import ipaddress
 
 import msgspec
 
+from bellmare.gateway.context import ContextRules, Differs, Policy
 from bellmare.gateway.conversation import GatewayTimeouts
 from bellmare.gateway.management.access import Network
 from bellmare.gateway.naming import NameRules
 from bellmare.protocols.names import canonical_name
 from bellmare.settings import Settings
+from bellmare.settings.model import ContextOverride
 
 
 class GatewayOptions(msgspec.Struct, frozen=True):
@@ -19,6 +21,7 @@ class GatewayOptions(msgspec.Struct, frozen=True):
     names: NameRules = NameRules()
     managers: tuple[Network, ...] = ()
     """Clients that may change what the fleet stores."""
+    context: ContextRules = ContextRules()
 
 
 def options_of(settings: Settings) -> GatewayOptions:
@@ -34,6 +37,7 @@ def options_of(settings: Settings) -> GatewayOptions:
         body_bytes_max=limits.body_bytes,
         names=_names(settings),
         managers=tuple(ipaddress.ip_network(text, strict=False) for text in settings.manage),
+        context=_context(settings),
     )
 
 
@@ -46,3 +50,23 @@ def _names(settings: Settings) -> NameRules:
         if model.fallbacks:
             fallbacks[canonical] = tuple(map(canonical_name, model.fallbacks))
     return NameRules(aliases=aliases, fallbacks=fallbacks, cloud=settings.cloud)
+
+
+def _context(settings: Settings) -> ContextRules:
+    said, tenants = settings.context, settings.tenants.items()
+    return ContextRules(
+        usual=Policy(said.policy, said.at, said.otherwise),
+        models={
+            canonical_name(name): _differs(model.context)
+            for name, model in settings.models.items()
+            if model.context != _SAME
+        },
+        tenants={name: _differs(tenant.context) for name, tenant in tenants if tenant.context != _SAME},
+    )
+
+
+_SAME = ContextOverride()
+
+
+def _differs(said: ContextOverride) -> Differs:
+    return Differs(said.policy, said.at, said.otherwise)

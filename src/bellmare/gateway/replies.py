@@ -141,10 +141,12 @@ def anthropic_request_id(public_id: str) -> str:
     return f"req_{public_id}"
 
 
-def error_answer(dialect: Dialect, status: int, message: str, *, public_id: str = "") -> tuple[Headers, bytes]:
+def error_answer(
+    dialect: Dialect, status: int, message: str, *, public_id: str = "", code: str | None = None
+) -> tuple[Headers, bytes]:
     """Headers and body of an error. ``public_id`` is the request's, where it has come so far as to have one."""
     if dialect is not Dialect.anthropic:
-        return [JSON], render_error(dialect, status, message)
+        return [JSON], render_error(dialect, status, message, code=code)
     request_id = anthropic_request_id(public_id or new_id())
     headers = [JSON, (b"request-id", request_id.encode())]
     return headers, render_error(dialect, status, message, request_id=request_id)

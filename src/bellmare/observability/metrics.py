@@ -17,6 +17,7 @@ from bellmare.core.events import DispatchFailed, Event, OperationEnded
 from bellmare.core.eviction.registry import POLICIES
 from bellmare.core.residency import Residency
 from bellmare.core.units import InstantUs
+from bellmare.observability.context_metrics import ContextMetrics
 from bellmare.observability.exposition import (
     Buckets,
     Counters,
@@ -121,10 +122,12 @@ class Metrics:
             PolicySwitch: lambda decision: self._switches.add(decision.policy),
         }
         self.hints = HintMetrics(engine)
+        self.context = ContextMetrics(self.label)
         self._collectors: tuple[Collector, ...] = (
             _StateCollector(engine, self._gauge_labels),
             _ShadowCollector(engine),
             self.hints,
+            self.context,
             _EventLogCollector(lambda: self.event_log),
         )
 

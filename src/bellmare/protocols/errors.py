@@ -25,6 +25,35 @@ class InvalidRequest(Exception):  # noqa: N818 - named for whose error it is
         self.message = message
 
 
+class ContextExceeded(InvalidRequest):
+    """The prompt does not fit into the model's context. ``left``: its tokens once all is left out that may be."""
+
+    def __init__(self, tokens: int, num_ctx: int, *, most: int, left: int = 0) -> None:
+        self.tokens = tokens
+        self.num_ctx = num_ctx
+        text = f"request ({tokens} tokens) exceeds the available context size ({num_ctx} tokens), try increasing it"
+        if most < num_ctx - 1:
+            text += f"; {most} tokens are for the prompt"
+        if left:
+            text += f"; without its older turns it still has {left} tokens"
+        super().__init__(text)
+
+    def text(self, dialect: "Dialect") -> str:
+        """In the words in which clients of each dialect look for it; Ollama's are llama-server's."""
+        if dialect is Dialect.anthropic:
+            return f"prompt is too long: {self.tokens} tokens > {self.num_ctx} maximum"
+        if dialect is Dialect.openai:
+            return (
+                f"This model's maximum context length is {self.num_ctx} tokens. However, your messages resulted in "
+                f"{self.tokens} tokens. Please reduce the length of the messages."
+            )
+        return self.message
+
+
+CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
+"""OpenAI's code for it."""
+
+
 class BadAnswer(Exception):  # noqa: N818 - named for whose error it is
     """A worker's error: its answer is not what Ollama's routes return. For operators, not for tenants."""
 
@@ -60,10 +89,6 @@ _ANTHROPIC_TYPES = {
 """As Ollama writes them, and 413 and 504, which a local Ollama never sends, as Anthropic does."""
 
 
-CONTEXT_LENGTH_EXCEEDED = "context_length_exceeded"
-"""OpenAI's ``code`` for a prompt that does not fit: clients look for it to shorten theirs."""
-
-
 def _error_object(
     dialect: Dialect, status: int, message: str, *, request_id: str = "", code: str | None = None
 ) -> dict[str, Any]:
@@ -75,7 +100,7 @@ def _error_object(
         kind = _ANTHROPIC_TYPES.get(status, other)
         error = {"type": "error", "error": {"type": kind, "message": message}}
         return {**error, "request_id": request_id} if request_id else error
-    return {"error": message}
+    return {"error": message} if code is None else {"error": message, "code": code}
 
 
 def render_error(
@@ -83,8 +108,8 @@ def render_error(
 ) -> bytes:
     """The JSON body of an answer with ``status``, which is 400 to 599 (ollama.md 1.6).
 
-    ``request_id`` is shown in Anthropic's dialect only, where it is the same as in the header ``request-id``; ``code``,
-    a word for programs, in OpenAI's only, where Ollama leaves it null.
+    ``request_id`` is shown in Anthropic's dialect only, where it is the same as in the header ``request-id``.
+    ``code`` is for programs; Anthropic's dialect has no place for it.
     """
     return msgspec.json.encode(_error_object(dialect, status, message, request_id=request_id, code=code))
 

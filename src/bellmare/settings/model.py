@@ -24,6 +24,7 @@ from bellmare.settings.quantities import (
     Flag,
     Headroom,
     HeadroomKind,
+    Percent,
     Size,
     Word,
     Words,
@@ -213,6 +214,37 @@ class WorkerSettings(Section):
         return WorkerKind.sim if self.sim is not None else WorkerKind.ollama
 
 
+CONTEXT_POLICIES = ("truncate", "refuse", "class", "off")
+_ContextPolicy = Choice(CONTEXT_POLICIES)
+_Otherwise = Choice(("truncate", "refuse"))
+_At = Percent(10, 100)
+
+
+class ContextSettings(Section):
+    """What happens to a prompt that would fill the context (context.md)."""
+
+    policy: Annotated[str, _ContextPolicy] = Field(
+        default="truncate",
+        description="`truncate` leaves out the oldest turns, `refuse` answers 400 with the counts, `class` serves it "
+        "by a larger of the model's `context_classes`, `off` leaves it to the worker, which cuts in silence.",
+    )
+    at: Annotated[int, _At] = Field(
+        default=80,
+        description="Share of the context that a prompt may fill if its client does not say how long an answer may be.",
+    )
+    otherwise: Annotated[str, _Otherwise] = Field(
+        default="truncate", description="With `class`: what happens to a prompt for which no class is large enough."
+    )
+
+
+class ContextOverride(Section):
+    """As ``ContextSettings``, where it differs."""
+
+    policy: Annotated[str, _ContextPolicy] | None = Field(default=None, description="As `context.policy`.")
+    at: Annotated[int, _At] | None = Field(default=None, description="As `context.at`.")
+    otherwise: Annotated[str, _Otherwise] | None = Field(default=None, description="As `context.otherwise`.")
+
+
 _ModelNames = Words(Word(r"[^\s\x00-\x1f\x7f]{1,500}", "model names"), 100)
 
 
@@ -237,11 +269,15 @@ class ModelSettings(Section):
             "its own; a worker holds one of them at a time. Capped to the model's training context."
         ),
     )
+    context: ContextOverride = Field(default=ContextOverride(), description="What `context` says, but for this model.")
 
 
 class TenantSettings(Section):
     weight: Annotated[int, Count(1, 100, "shares")] = Field(
         default=1, description="Share of slot time among all that wait for a model: 2 gets twice what 1 gets."
+    )
+    context: ContextOverride = Field(
+        default=ContextOverride(), description="What `context` and the model say, but for this client."
     )
 
 
@@ -331,6 +367,9 @@ class Settings(Section):
         default=SpanUs(15 * SECOND_US),
         alias="batch_max",
         description="A model that was loaded for waiting requests serves those before it is drained, at most so long.",
+    )
+    context: ContextSettings = Field(
+        default=ContextSettings(), description="What happens to prompts that do not fit into the context."
     )
     limits: LimitSettings = Field(default=LimitSettings(), description="Limits of single requests and loads.")
     workers: Annotated[tuple[WorkerSettings, ...], Field(max_length=WORKERS_MAX)] = Field(

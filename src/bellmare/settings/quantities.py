@@ -247,6 +247,32 @@ class Counts(Parsed, msgspec.Struct, frozen=True):
         return {"description": self.describe(), "type": "array", "items": item, "maxItems": self.most}
 
 
+class Percent(Parsed, msgspec.Struct, frozen=True):
+    """A whole percentage within a range, both ends included: ``80%`` or 80."""
+
+    low: int
+    high: int
+
+    def parse(self, value: object) -> int:
+        match = _PERCENT.fullmatch(value.strip()) if isinstance(value, str) and len(value) <= TEXT_MAX else None
+        number: object = int(match[1]) if match is not None else value
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise ValueError(f"{quoted(value)} is not a whole percentage such as 80%; {self.describe()}")
+        if not self.low <= number <= self.high:
+            raise ValueError(f"{quoted(value)} is out of range; {self.describe()}")
+        return number
+
+    def describe(self) -> str:
+        return f"{self.low}% to {self.high}%"
+
+    def show(self, value: int) -> str:
+        return f"{value}%"
+
+    def schema(self) -> dict[str, Any]:
+        number = {"type": "integer", "minimum": self.low, "maximum": self.high}
+        return {"description": self.describe(), "anyOf": [{"type": "string", "pattern": r"^\s*\d+\s*%\s*$"}, number]}
+
+
 class Factor(Parsed, msgspec.Struct, frozen=True):
     """A positive number within a range, both ends included."""
 

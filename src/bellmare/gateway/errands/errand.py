@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import msgspec
 
+from bellmare.context.counting import Count
 from bellmare.core.events import RequestKind
 from bellmare.gateway.translate import Translator
 from bellmare.protocols import ollama
@@ -22,6 +23,19 @@ class Stamp(msgspec.Struct, frozen=True, gc=False):
     """As the client wrote it: answers repeat it."""
     asked: str
     """What the worker was asked for, and calls it."""
+
+
+class Guarded(msgspec.Struct, frozen=True, gc=False):
+    """What the context guard found out about a request that it had to look at."""
+
+    count: Count
+    """Of the prompt as it is sent."""
+    num_ctx: int
+    """For which it was judged."""
+    class_name: str
+    """What the core is asked for in place of the model: one of its context classes. Empty: the model itself."""
+    header: bytes
+    """Of the answer, ``x-bellmare-context``; empty if nothing was cut or routed."""
 
 
 class Errand(msgspec.Struct, frozen=True, gc=False):
@@ -50,6 +64,8 @@ class Errand(msgspec.Struct, frozen=True, gc=False):
     """Canonical names of models that may answer in its place, the first first."""
     prepared: tuple[bytes, bytes, bytes] | None = None
     """Of a large request: what a worker is sent, around the model's name and the number of its ``num_ctx``."""
+    guarded: Guarded | None = None
+    """Absent of nearly all: so short that nothing had to be counted."""
     thinks_if_it_can: bool = False
     """``think`` is set, and is left out for a model that cannot think instead of being refused."""
 
@@ -62,7 +78,7 @@ class Errand(msgspec.Struct, frozen=True, gc=False):
 
     def for_model(self, name: str) -> "Errand":
         """The same, answered by the model of that canonical name."""
-        return msgspec.structs.replace(self, name=name, asked=name, redirected=True)
+        return msgspec.structs.replace(self, name=name, asked=name, redirected=True, guarded=None)
 
     def fallen_back(self) -> "Errand":
         """The same for the first of its fallbacks."""

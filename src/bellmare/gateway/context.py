@@ -1,0 +1,390 @@
+"""The context guard: a prompt that would not fit is cut, refused or sent to a larger context before it is admitted.
+
+Most requests are so short that nothing is counted: they have no more tokens than bytes. Every request handed in here is
+given back, refused or left exactly once.
+"""
+
+from collections.abc import Callable, Mapping
+from functools import partial
+
+import msgspec
+
+from bellmare.context.aside import Aside, Job
+from bellmare.context.counter import Counter
+from bellmare.context.counting import Count, Method, Prompted, Waiting
+from bellmare.core import context as plans
+from bellmare.core.context import Item, Role, Room
+from bellmare.core.events import RequestKind
+from bellmare.core.fleet import Fleet
+from bellmare.gateway.errands.errand import Errand, Guarded, prepare
+from bellmare.gateway.parsing import INLINE_BYTES_MAX
+from bellmare.http.exchange import Exchange
+from bellmare.observability.context_metrics import ContextMetrics
+from bellmare.protocols.errors import ContextExceeded
+from bellmare.protocols.ollama import ChatRequest, GenerateRequest, Message
+
+TOOLS_OVERHEAD_TOKENS = 2_048
+"""What a template adds at most where tools are offered, beside them: command-r's preamble has some 700 tokens."""
+SAMPLED_MAX = 16
+"""Short prompts of each model that are counted after the fact, to learn what its template adds."""
+CUT_SHARE = 0.9
+"""A worker that counted less than this of a prompt that was too long has cut it."""
+PREPARE_TIMEOUT_S = 10.0
+_GENERATION = RequestKind.generation
+_ROLES = {"system": Role.system, "developer": Role.system, "user": Role.user, "tool": Role.tool}
+
+
+class Policy(msgspec.Struct, frozen=True):
+    """``context`` of the settings."""
+
+    policy: str = "truncate"
+    at_percent: int = 80
+    otherwise: str = "truncate"
+
+
+class Differs(msgspec.Struct, frozen=True):
+    """``context`` of a model or a tenant; None: as usual."""
+
+    policy: str | None = None
+    at_percent: int | None = None
+    otherwise: str | None = None
+
+    def applied(self, usual: Policy) -> Policy:
+        """``usual`` with what differs."""
+        return Policy(
+            usual.policy if self.policy is None else self.policy,
+            usual.at_percent if self.at_percent is None else self.at_percent,
+            usual.otherwise if self.otherwise is None else self.otherwise,
+        )
+
+
+class ContextRules(msgspec.Struct, frozen=True):
+    """What the operator says; names are canonical. A tenant's word comes before a model's."""
+
+    usual: Policy = Policy()
+    models: Mapping[str, Differs] = {}
+    tenants: Mapping[str, Differs] = {}
+
+    def of(self, name: str, tenant: str) -> Policy:
+        """For one request."""
+        found = self.usual
+        if self.models and (differs := self.models.get(name)) is not None:
+            found = differs.applied(found)
+        if self.tenants and (differs := self.tenants.get(tenant)) is not None:
+            found = differs.applied(found)
+        return found
+
+
+Taken = Callable[[Exchange, Errand | BaseException], None]
+
+
+class _Guarding:
+    """ExchangeListener of a request that is being counted."""
+
+    __slots__ = ("left", "on_left", "waiting")
+
+    def __init__(self, on_left: Callable[[], None]) -> None:
+        self.waiting: Waiting | Job | None = None
+        self.left = False
+        self.on_left = on_left
+
+    def on_disconnect(self) -> None:
+        self.left = True
+        if self.waiting is not None:
+            self.waiting.cancel()
+        self.on_left()
+
+    def on_pause(self) -> None:
+        """Nothing is written yet."""
+
+    def on_resume(self) -> None:
+        """As above."""
+
+
+class ContextGuard:
+    """Judges parsed requests. ``on_left`` is told of each client that left while its prompt was counted."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        counter: Counter,
+        metrics: ContextMetrics,
+        *,
+        rules: ContextRules,
+        on_left: Callable[[], None],
+    ) -> None:
+        self.rules = rules
+        self.counter = counter
+        self._fleet = fleet
+        self._metrics = metrics
+        self._on_left = on_left
+        self._open: dict[Exchange, _Guarding] = {}
+        self._aside: Aside[Errand] = Aside("bellmare-cut", waiting_max=64)
+        self._sampled: dict[str, int] = {}
+
+    @property
+    def waiting(self) -> int:
+        """Requests handed in and not given back."""
+        return len(self._open)
+
+    def passes(self, errand: Errand, tenant: str, body_bytes: int) -> bool:
+        """Whether ``errand`` needs no counting. For nearly all requests this is all that is done."""
+        if errand.kind is not _GENERATION:
+            return True
+        model = self._fleet.resolve(errand.name)
+        if model is None:
+            return True
+        policy = self.rules.of(errand.name, tenant)
+        if policy.policy == "off":
+            return True
+        native = errand.native
+        assert isinstance(native, ChatRequest | GenerateRequest), "what a generation is asked with"
+        num_ctx = self._fleet.context_of(model)
+        output = (native.options or _NOTHING).get("num_predict", 0)
+        if output > 0:
+            wanted = plans.room(num_ctx, at_percent=policy.at_percent, output=output).wanted
+        else:
+            wanted = num_ctx * policy.at_percent // 100
+        overhead = self.counter.overhead(errand.name)
+        if isinstance(native, ChatRequest) and native.tools:
+            overhead += TOOLS_OVERHEAD_TOKENS
+        if body_bytes + overhead <= wanted and not _has_images(native):
+            self._metrics.proven += 1
+            return True
+        return False
+
+    def take(self, exchange: Exchange, errand: Errand, tenant: str, *, taken: Taken) -> None:
+        """Have ``taken`` called, now or later, with the errand as it is to be run, or with what speaks against it.
+
+        That is ``ContextExceeded``, or a bug of ours. Never if the client leaves before.
+        """
+        guarding = self._open[exchange] = _Guarding(partial(self._leave, exchange))
+        exchange.listener = guarding
+        native = errand.native
+        assert isinstance(native, ChatRequest | GenerateRequest), "only generations are counted"
+        judge = partial(self._judge, exchange, errand, tenant=tenant, taken=taken)
+        waiting = self.counter.count(errand.name, native, judge)
+        if waiting is not None:
+            self._wait(exchange, guarding, waiting)
+
+    def _wait(self, exchange: Exchange, guarding: _Guarding, waiting: Waiting | Job) -> None:
+        guarding.waiting = waiting
+        if guarding.left:
+            waiting.cancel()
+
+    def _leave(self, exchange: Exchange) -> None:
+        if self._open.pop(exchange, None) is not None:
+            self._on_left()
+
+    def ended(self, errand: Errand, *, tokens: int, output: int, num_ctx: int) -> None:
+        """A request was answered whole: ``tokens`` and ``output`` are the worker's counts, ``num_ctx`` its context."""
+        native, guarded = errand.native, errand.guarded
+        if errand.kind is not _GENERATION or not isinstance(native, ChatRequest | GenerateRequest) or tokens <= 0:
+            return
+        if tokens + output > num_ctx:
+            self._metrics.worker_cut(errand.name)  # in the middle of the answer
+        if guarded is None:
+            self._sample(errand.name, native, tokens)
+            return
+        count = guarded.count
+        if count.lowest > num_ctx:
+            if tokens < CUT_SHARE * count.tokens and tokens + output <= num_ctx:
+                self._metrics.worker_cut(errand.name)
+            return  # nothing is to be learned from a prompt that was cut
+        self._learn(errand.name, native, count, tokens=tokens)
+
+    def _sample(self, name: str, native: Prompted, tokens: int) -> None:
+        seen = self._sampled.get(name, 0)
+        if seen >= SAMPLED_MAX:
+            return
+        if len(self._sampled) > 10 * SAMPLED_MAX * SAMPLED_MAX:
+            self._sampled.clear()
+        self._sampled[name] = seen + 1
+        self.counter.count(name, native, partial(self._learn, name, native, tokens=tokens))
+
+    def _learn(self, name: str, native: Prompted, count: Count, *, tokens: int) -> None:
+        error = self.counter.learn(name, native, count, tokens=tokens)
+        if error is not None:
+            self._metrics.error(count.method, error)
+
+    def shut(self) -> list[Exchange]:
+        """The gateway goes down: give all up. Those that are still to be answered."""
+        exchanges = list(self._open)
+        for guarding in self._open.values():
+            if guarding.waiting is not None:
+                guarding.waiting.cancel()
+        self._open.clear()
+        self._aside.shut()
+        return exchanges
+
+    def close(self) -> None:
+        """Nobody is served any more."""
+        self.shut()
+        self.counter.close()
+
+    # ------------------------------------------------------------------ once it is counted
+
+    def _judge(self, exchange: Exchange, errand: Errand, count: Count, *, tenant: str, taken: Taken) -> None:
+        guarding = self._open.get(exchange)
+        if guarding is None:
+            return  # given up by shut
+        self._metrics.counted(count.method)
+        try:
+            judged, renewed = self._judged(errand, tenant, count)
+        except ContextExceeded as refusal:
+            self._give(exchange, refusal, taken=taken)
+            return
+        if not renewed or judged.prepared is None:
+            self._give(exchange, judged, taken=taken)
+            return
+        # What a worker is sent was encoded ahead, and now has to be again.
+        give = partial(self._give, exchange, taken=taken)
+        job = self._aside.begin(lambda _: prepare(judged), give, timeout_s=PREPARE_TIMEOUT_S)
+        if job is None:
+            self._give(exchange, judged, taken=taken)
+        else:
+            self._wait(exchange, guarding, job)
+
+    def _give(self, exchange: Exchange, result: Errand | BaseException, *, taken: Taken) -> None:
+        if self._open.pop(exchange, None) is None:
+            return
+        exchange.listener = None
+        if exchange.disconnected:
+            self._on_left()
+            return
+        taken(exchange, result)
+
+    def _judged(self, errand: Errand, tenant: str, count: Count) -> tuple[Errand, bool]:
+        """The errand as it is to be run, and whether its body is another. Raises ContextExceeded."""
+        native, name = errand.native, errand.name
+        assert isinstance(native, ChatRequest | GenerateRequest)
+        policy = self.rules.of(name, tenant)
+        contexts = self._fleet.contexts(name) or (0,)
+        model = self._fleet.resolve(name)
+        num_ctx = self._fleet.context_of(model) if model is not None else 0
+        if not num_ctx:  # its last worker has gone meanwhile: the core will say so
+            return errand, False
+        output = (native.options or _NOTHING).get("num_predict", 0)
+        judging = _Judging(errand, count, policy, output=output)
+        if native.truncate is False:
+            judging.refuse_too_long(num_ctx, plans.room(num_ctx, at_percent=100, output=0).most, self._metrics)
+            return judging.passed(num_ctx), False
+        if count.tokens <= judging.room(num_ctx).wanted:
+            return judging.passed(num_ctx), False
+        if policy.policy == "class":
+            larger = [one for one in contexts if one > num_ctx]
+            fitting = next((one for one in larger if count.tokens <= judging.room(one).wanted), None)
+            chosen = fitting or (larger[-1] if larger else num_ctx)
+            asked = self._fleet.class_asked(name, chosen) or name
+            if chosen != num_ctx:
+                judging.class_name, num_ctx = asked, chosen
+                self._metrics.routed(name)
+            if fitting:
+                return judging.passed(num_ctx, note=f"class={chosen}"), False
+        action = policy.otherwise if policy.policy == "class" else policy.policy
+        if action == "refuse":
+            judging.refuse_too_long(num_ctx, judging.room(num_ctx).wanted, self._metrics)
+            return judging.strict(num_ctx), True
+        if isinstance(native, GenerateRequest):
+            # A text of its own has no oldest part that could be left out without its author: Ollama cuts it.
+            beyond = count.tokens > judging.room(num_ctx).most
+            return judging.passed(num_ctx, note="cut=worker" if beyond else ""), False
+        return judging.cut(native, num_ctx, self._metrics)
+
+
+class _Judging:
+    """One request on its way to a verdict."""
+
+    def __init__(self, errand: Errand, count: Count, policy: Policy, *, output: int) -> None:
+        self.errand = errand
+        self.count = count
+        self.policy = policy
+        self.output = output
+        self.class_name = ""
+
+    def room(self, num_ctx: int) -> Room:
+        return plans.room(num_ctx, at_percent=self.policy.at_percent, output=self.output)
+
+    def passed(self, num_ctx: int, *, note: str = "") -> Errand:
+        """As it is."""
+        told = f"prompt={self.count.tokens} limit={num_ctx} dropped=0 {note}" if note else ""
+        return self._with(self.count, num_ctx, header=told)
+
+    def strict(self, num_ctx: int) -> Errand:
+        """As it is, but the worker is to refuse it rather than cut it: our count was not exact."""
+        native = msgspec.structs.replace(self.errand.native, truncate=False)
+        return msgspec.structs.replace(self._with(self.count, num_ctx), native=native)
+
+    def refuse_too_long(self, num_ctx: int, most: int, metrics: ContextMetrics) -> None:
+        """Raise ContextExceeded if it is surely longer than ``most``."""
+        if self.count.lowest > most:
+            metrics.refused(self.errand.name)
+            raise ContextExceeded(self.count.tokens, num_ctx, most=most)
+
+    def cut(self, native: ChatRequest, num_ctx: int, metrics: ContextMetrics) -> tuple[Errand, bool]:
+        """Without its oldest turns."""
+        messages = native.messages or []
+        count, room = self.count, self.room(num_ctx)
+        items = [Item(_ROLES.get(_role(one), Role.answer), max(0, size)) for one, size in _sized(messages, count)]
+        found = plans.cut(items, fixed=count.fixed, room=room)
+        if not found.fits and count.lowest - (count.tokens - found.tokens) > room.most:
+            metrics.refused(self.errand.name)
+            raise ContextExceeded(count.tokens, num_ctx, most=room.most, left=found.tokens)
+        if not found.dropped:
+            return self.passed(num_ctx), False
+        gone = set(found.dropped)
+        kept = [position for position in range(len(messages)) if position not in gone]
+        metrics.cut(self.errand.name, count.tokens - found.tokens)
+        sizes = tuple(count.messages[position] for position in kept)
+        gone_tokens = sum(count.messages[position] - count.each for position in gone)
+        counted = max(0, count.counted - gone_tokens)
+        share = found.tokens / max(1, count.tokens)
+        left = Count(
+            found.tokens,
+            count.fixed,
+            sizes,
+            count.method,
+            round(count.lowest * share),
+            counted,
+            count.rough * share,
+            count.each,
+        )
+        told = f"prompt={found.tokens} limit={num_ctx} dropped={len(gone)}"
+        errand = self._with(left, num_ctx, header=told)
+        native = msgspec.structs.replace(native, messages=[messages[position] for position in kept])
+        large = errand.prepared is not None and _is_large(native)
+        return msgspec.structs.replace(errand, native=native, prepared=errand.prepared if large else None), large
+
+    def _with(self, count: Count, num_ctx: int, *, header: str = "") -> Errand:
+        if header and count.method is Method.learned:
+            header += " counted=about"
+        guarded = Guarded(count, num_ctx, self.class_name, header.encode())
+        return msgspec.structs.replace(self.errand, guarded=guarded, prompt_tokens=count.tokens)
+
+
+_NOTHING: dict[str, int] = {}
+
+
+def _role(message: Message) -> str:
+    return message.role or ""
+
+
+def _sized(messages: list[Message], count: Count) -> list[tuple[Message, int]]:
+    assert len(messages) == len(count.messages), "each message was counted"
+    return list(zip(messages, count.messages, strict=True))
+
+
+def _has_images(native: Prompted) -> bool:
+    if isinstance(native, GenerateRequest):
+        return bool(native.images)
+    return any(message.images for message in native.messages or ())
+
+
+def _is_large(native: ChatRequest) -> bool:
+    """Whether writing it down takes longer than the loop should wait."""
+    total = 0
+    for message in native.messages or ():
+        total += len(message.content or "") + sum(map(len, message.images or ()))
+        if total > INLINE_BYTES_MAX or message.tool_calls:
+            return True
+    return bool(native.tools)
