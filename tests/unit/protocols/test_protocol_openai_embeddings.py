@@ -117,6 +117,7 @@ def test_a_bad_answer_is_the_workers_fault(written, message):
 vectors = st.lists(st.lists(st.floats(-10, 10), max_size=4), max_size=5)
 
 
+@pytest.mark.slow
 @given(vectors, st.booleans(), st.sampled_from([None, 1]), st.lists(st.integers(0, 999), max_size=9))
 def test_any_chunking_gives_the_same_answer(numbers, as_base64, indent, cuts):
     head = {"model": 'a"embeddings":[', "embeddings": numbers, "prompt_eval_count": 4}
