@@ -2,6 +2,7 @@
 
 import array
 import binascii
+import re
 import sys
 
 import msgspec
@@ -15,6 +16,14 @@ from bellmare.protocols.openai_fields import Received
 _encode = msgspec.json.Encoder().encode
 _answer_decoder = msgspec.json.Decoder(EmbedAnswer)
 _vector_decoder = msgspec.json.Decoder(list[float])
+_raw_decoder = msgspec.json.Decoder(msgspec.Raw)
+_VECTORS = re.compile(rb'"embeddings"\s*:\s*\[')
+"""Never within a string of JSON: there the quotes would have backslashes."""
+
+HEAD_BYTES_MAX = 64 << 10
+"""Of what stands before the vectors and behind them: a name and some counters."""
+VECTOR_BYTES_MAX = 1 << 20
+"""Of one: some 65,000 numbers, where models have a few thousand."""
 
 
 class OpenAIEmbedding(Received, frozen=True, kw_only=True):
@@ -62,30 +71,95 @@ def to_native(wanted: OpenAIEmbedding) -> EmbedRequest:
     return EmbedRequest(model=wanted.model, input=given, dimensions=wanted.dimensions or None)
 
 
-def embedding_list(native_body: bytes, *, model: str, as_base64: bool) -> bytes:
-    """The answer. Raises :class:`BadAnswer` if ``native_body`` is none of /api/embed.
+class EmbeddingReader:
+    """The answer of /api/embed, turned into OpenAI's as it comes: a million numbers at once take 0.1 s (measured).
 
-    Numbers are passed on as the worker wrote them. Base64 costs 20 ms for a million of them (measured).
+    States: *head*, up to the list of vectors; *vectors*, each written as soon as it is whole; *tail*, the rest.
+    Numbers are passed on as the worker wrote them.
     """
-    try:
-        answer = _answer_decoder.decode(native_body)
-        vectors = [_as_base64(raw) if as_base64 else raw for raw in answer.embeddings]
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
-        if b'"error"' in native_body[:64]:
-            raise BadAnswer(upstream_error_text(native_body)) from None
-        raise BadAnswer(f"/api/embed: {str(error)[:200]}") from None
-    count = answer.prompt_eval_count
-    body = {
-        "object": "list",
-        "data": [{"object": "embedding", "embedding": vector, "index": index} for index, vector in enumerate(vectors)],
-        "model": model,
-        "usage": {"prompt_tokens": count, "total_tokens": count},
-    }
-    return _encode(body)
+
+    def __init__(self, *, model: str, as_base64: bool) -> None:
+        self._model = model
+        self._as_base64 = as_base64
+        self._head = b""
+        self._in_vectors = False
+        self._buffer = bytearray()
+        """What is not yet taken apart: of the head, of a vector, or of the tail."""
+        self._searched = 0
+        self._entries: list[bytes] = []
+
+    def feed(self, data: bytes) -> None:
+        """Raises :class:`BadAnswer`."""
+        self._buffer += data
+        if not self._head:
+            found = _VECTORS.search(self._buffer)
+            if found is None:
+                if len(self._buffer) > HEAD_BYTES_MAX:
+                    raise BadAnswer("/api/embed: there are no embeddings in the answer")
+                return
+            self._head = bytes(self._buffer[: found.end()])
+            self._in_vectors = True
+            del self._buffer[: found.end()]
+        if self._in_vectors:
+            self._take_vectors()
+        if not self._in_vectors and len(self._buffer) > HEAD_BYTES_MAX:
+            raise BadAnswer("/api/embed: something long follows the embeddings")
+
+    def native(self) -> bytes:
+        """The worker's answer without its vectors, once it has all come."""
+        if self._in_vectors:
+            raise BadAnswer("/api/embed: the answer is unfinished")
+        return self._head + bytes(self._buffer)
+
+    def written(self) -> bytes:
+        """OpenAI's answer. Raises :class:`BadAnswer` if the worker's was no answer, or an error."""
+        native = self.native()
+        try:
+            count = _answer_decoder.decode(native).prompt_eval_count
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+            if b'"error"' in native[:64]:
+                raise BadAnswer(upstream_error_text(native)) from None
+            raise BadAnswer(f"/api/embed: {str(error)[:200]}") from None
+        rest = _encode({"model": self._model, "usage": {"prompt_tokens": count, "total_tokens": count}})
+        return b'{"object":"list","data":[' + b",".join(self._entries) + b"]," + rest[1:]
+
+    def _take_vectors(self) -> None:
+        buffer, position = self._buffer, 0
+        while True:
+            end = buffer.find(b"]", max(position, self._searched))
+            if end < 0:
+                break
+            vector = bytes(buffer[position : end + 1]).lstrip(b", \t\r\n")
+            if vector == b"]":  # of the list
+                self._in_vectors = False
+                del buffer[:end]
+                return
+            self._entries.append(self._entry(vector))
+            position = end + 1
+            self._searched = position
+        del buffer[:position]
+        self._searched = len(buffer)
+        if len(buffer) > VECTOR_BYTES_MAX:
+            raise BadAnswer(f"/api/embed: a vector is longer than {VECTOR_BYTES_MAX} bytes")
+
+    def _entry(self, vector: bytes) -> bytes:
+        try:
+            shown = _as_base64(vector) if self._as_base64 else bytes(_raw_decoder.decode(vector))
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, OverflowError) as error:
+            raise BadAnswer(f"/api/embed: {str(error)[:200]}") from None
+        return b'{"object":"embedding","embedding":%b,"index":%d}' % (shown, len(self._entries))
 
 
-def _as_base64(raw: msgspec.Raw) -> str:
-    numbers = array.array("f", _vector_decoder.decode(raw))
+def embedding_list(native_body: bytes, *, model: str, as_base64: bool) -> bytes:
+    """A whole answer at once. Raises :class:`BadAnswer`."""
+    reader = EmbeddingReader(model=model, as_base64=as_base64)
+    reader.feed(native_body)
+    return reader.written()
+
+
+def _as_base64(vector: bytes) -> bytes:
+    """A string of JSON."""
+    numbers = array.array("f", _vector_decoder.decode(vector))
     if sys.byteorder == "big":
         numbers.byteswap()
-    return binascii.b2a_base64(numbers.tobytes(), newline=False).decode()
+    return b'"' + binascii.b2a_base64(numbers.tobytes(), newline=False) + b'"'

@@ -89,6 +89,7 @@ def test_golden(name):
     assert stream.final is not None and stream.error is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(REQUESTS))
 @given(cuts=st.lists(st.integers(0, 10_000), max_size=20))
 def test_golden_however_it_is_cut(name, cuts):

@@ -1,15 +1,18 @@
 """OpenAI's embeddings over /api/embed, in Ollama's words."""
 
 import base64
+import itertools
 import json
 import struct
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from bellmare.protocols import ollama
+from bellmare.protocols import ollama, openai_embeddings
 from bellmare.protocols.errors import BadAnswer, InvalidRequest
 from bellmare.protocols.ollama_requests import EMBED_INPUTS_MAX
-from bellmare.protocols.openai_embeddings import embedding_list, parse_embedding, to_native
+from bellmare.protocols.openai_embeddings import EmbeddingReader, embedding_list, parse_embedding, to_native
 
 VECTORS = [[0.25, -0.5, 1e-3], [1.0, 0.0, -3.4028235e38]]
 
@@ -109,3 +112,42 @@ def test_base64_is_of_little_endian_floats():
 def test_a_bad_answer_is_the_workers_fault(written, message):
     with pytest.raises(BadAnswer, match=message):
         embedding_list(written, model="e", as_base64=True)
+
+
+vectors = st.lists(st.lists(st.floats(-10, 10), max_size=4), max_size=5)
+
+
+@pytest.mark.slow
+@given(vectors, st.booleans(), st.sampled_from([None, 1]), st.lists(st.integers(0, 999), max_size=9))
+def test_any_chunking_gives_the_same_answer(numbers, as_base64, indent, cuts):
+    head = {"model": 'a"embeddings":[', "embeddings": numbers, "prompt_eval_count": 4}
+    data = json.dumps(head, indent=indent).encode()
+    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
+    reader = EmbeddingReader(model="e", as_base64=as_base64)
+    for start, end in itertools.pairwise(edges):
+        reader.feed(data[start:end])
+    written = reader.written()
+    assert written == embedding_list(data, model="e", as_base64=as_base64)
+    shown = [entry["embedding"] for entry in json.loads(written)["data"]]
+    packed = [base64.b64encode(struct.pack(f"<{len(one)}f", *one)).decode() for one in numbers]
+    assert shown == (packed if as_base64 else numbers)
+
+
+@pytest.mark.parametrize("written", [b"", b'{"embeddings":[[1,2]', b'{"embeddings":[[1,2],[3', b'{"embeddings":['])
+def test_an_answer_that_stops_is_the_workers_fault(written):
+    with pytest.raises(BadAnswer):
+        embedding_list(written, model="e", as_base64=False)
+
+
+def test_nothing_is_kept_without_bound(monkeypatch):
+    monkeypatch.setattr(openai_embeddings, "HEAD_BYTES_MAX", 50)
+    monkeypatch.setattr(openai_embeddings, "VECTOR_BYTES_MAX", 50)
+    for begin, more in (
+        (b'{"model":"', b"x" * 60),
+        (b'{"embeddings":[[', b"1," * 30),
+        (b'{"embeddings":[[1]],"x":"', b"x" * 60),
+    ):
+        reader = EmbeddingReader(model="e", as_base64=False)
+        reader.feed(begin)
+        with pytest.raises(BadAnswer):
+            reader.feed(more)

@@ -412,6 +412,7 @@ calls = st.lists(
 lines = st.builds(line, content=texts, thinking=texts, tool_calls=calls)
 
 
+@pytest.mark.slow
 @given(st.lists(lines, max_size=6), st.sampled_from([FINAL, LENGTH]))
 def test_a_stream_says_what_the_whole_answer_says(said, end):
     seen = run(*said, line(**end))

@@ -5,13 +5,13 @@ from typing import Any
 
 from bellmare.core.events import RequestKind
 from bellmare.gateway.errands.errand import Errand, Stamp, errand_for
-from bellmare.gateway.translate import DialectBody, DialectStream, EventsBody, Translator
+from bellmare.gateway.translate import DialectBody, DialectStream, EventsBody, ReadBody, Translator
 from bellmare.protocols import ollama, openai_completions, openai_embeddings, openai_responses
 from bellmare.protocols.errors import Dialect
 from bellmare.protocols.forced_tools import ForcedCall
 from bellmare.protocols.openai import native_and_forced, parse_chat_completion
 from bellmare.protocols.openai_completions import CompletionStream, text_completion
-from bellmare.protocols.openai_embeddings import embedding_list
+from bellmare.protocols.openai_embeddings import EmbeddingReader
 from bellmare.protocols.openai_responses_stream import ResponseHead, ResponseStream, response_object
 from bellmare.protocols.openai_stream import ChatStream, completion
 
@@ -103,7 +103,7 @@ def completions(body: bytes) -> Errand:
 
 
 def _embedding_body(stamp: Stamp, *, as_base64: bool) -> Translator:
-    return DialectBody(partial(embedding_list, model=stamp.model, as_base64=as_base64))
+    return ReadBody(EmbeddingReader(model=stamp.model, as_base64=as_base64))
 
 
 def embeddings(body: bytes) -> Errand:
