@@ -18,6 +18,7 @@ from bellmare.gateway.catalogue import Catalogue
 from bellmare.gateway.context import ContextGuard
 from bellmare.gateway.conversation import SHUTTING_DOWN, Conversation
 from bellmare.gateway.counting import TokenCounter, answer_count
+from bellmare.gateway.cross_origin import lines_for, preflight
 from bellmare.gateway.errands import anthropic, native, openai
 from bellmare.gateway.errands.errand import Errand
 from bellmare.gateway.faults import STATUS_LEFT
@@ -70,7 +71,7 @@ class Route:
 class Ticket:
     """What a request's head says, read once for all requests of a connection that have the same."""
 
-    __slots__ = ("models", "own_id", "priority", "route", "settings", "spool", "tenant")
+    __slots__ = ("cors", "models", "own_id", "priority", "route", "settings", "spool", "tenant")
 
     def __init__(self, route: Route) -> None:
         self.route = route
@@ -81,6 +82,8 @@ class Ticket:
         self.models: tuple[Expected, ...] = ()
         self.own_id = ""
         """The id that the client gave; empty if it gave none that can be used."""
+        self.cors = b""
+        """Header lines for a browser that asks for a page."""
         self.spool: Spool | None = None
         """Who takes the body, if it is a blob."""
 
@@ -137,6 +140,7 @@ class Gateway:
         """Let changed settings hold for the requests that come from now on."""
         self.timeouts = options.timeouts
         self.naming.rules = options.names
+        self.guard.allow(options.origins)
         self.managers = Managers(options.managers)
         self.context.rules = options.context
         self._routes = self._table(options.body_bytes_max)
@@ -180,6 +184,13 @@ class Gateway:
         if not self.guard.lets_pass(request):
             self.accounts.refused_early(403)
             return Refusal(status=403, close=True)
+        verdict = preflight(request) or self._admit(request)
+        if isinstance(verdict, Refusal) and verdict.status != 204 and (origin := request.header(b"origin")) is not None:
+            headers = (*verdict.headers, (b"access-control-allow-origin", origin), (b"vary", b"Origin"))
+            return msgspec.structs.replace(verdict, headers=headers)
+        return verdict
+
+    def _admit(self, request: Request) -> Refusal | int | BodySink:
         route = self._route(request.path)
         if route is None and request.target != "*":
             self.accounts.refused_early(404)
@@ -193,6 +204,9 @@ class Gateway:
         if route.inference:
             self.hinting.uploading(request)
         request.ticket = ticket = Ticket(route)
+        origin = request.header(b"origin")
+        if origin is not None:
+            ticket.cors = lines_for(origin)
         if route.manages:
             if not self.managers.may(request.peer):
                 self.accounts.refused_early(403)
@@ -205,6 +219,8 @@ class Gateway:
 
     def on_request(self, exchange: Exchange) -> None:
         ticket: Ticket = exchange.request.ticket
+        if ticket.cors:
+            exchange.extra = ticket.cors
         if ticket.route.manages and not self.managers.may(exchange.request.peer):  # the settings may have changed
             self._refuse(exchange, 403, REFUSED)
             return

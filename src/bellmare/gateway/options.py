@@ -19,6 +19,8 @@ class GatewayOptions(msgspec.Struct, frozen=True):
     timeouts: GatewayTimeouts = GatewayTimeouts()
     body_bytes_max: int = 64 << 20
     names: NameRules = NameRules()
+    origins: tuple[str, ...] = ()
+    """Of web pages that may use it, beside those that Ollama lets in."""
     managers: tuple[Network, ...] = ()
     """Clients that may change what the fleet stores."""
     context: ContextRules = ContextRules()
@@ -36,6 +38,7 @@ def options_of(settings: Settings) -> GatewayOptions:
         ),
         body_bytes_max=limits.body_bytes,
         names=_names(settings),
+        origins=settings.origins,
         managers=tuple(ipaddress.ip_network(text, strict=False) for text in settings.manage),
         context=_context(settings),
     )

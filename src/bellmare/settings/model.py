@@ -341,6 +341,13 @@ class Settings(Section):
         default=True,
         description="Let another eviction policy take over when its shadow needs 10 % less loading. Needs `shadows`.",
     )
+    origins: Annotated[tuple[str, ...], Words(Word(r"[!-~]{1,300}", "origins"), 100)] = Field(
+        default=(),
+        description=(
+            "Web pages that may use the gateway beside those of this machine, such as `https://chat.example.com` or "
+            "`https://*.example.com`; `*` for all. Absent: OLLAMA_ORIGINS."
+        ),
+    )
     manage: Annotated[tuple[str, ...], Words(Word(r"[0-9A-Fa-f.:]{2,45}(?:/[0-9]{1,3})?", "addresses"), 100)] = Field(
         default=(),
         description=(
