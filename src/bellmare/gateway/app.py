@@ -36,6 +36,7 @@ from bellmare.gateway.relay import Relay
 from bellmare.gateway.shelf import Shelf
 from bellmare.gateway.tenants import Tenants, priority_of
 from bellmare.gateway.vocabularies import FleetSource
+from bellmare.gateway.waiting import Heart
 from bellmare.http.bodies import BodySink
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
@@ -133,6 +134,10 @@ class Gateway:
             rules=options.context,
             on_left=lambda: accounts.refused_early(STATUS_LEFT),
         )
+        self.heart = Heart(
+            lambda: list(self._open.values()), lambda one: driver.engine.position(one.request), driver.clock.now_us
+        )
+        self.heart.set(options.heartbeat_us)
         self.relay: Relay | None = None
         """Once another process has taken over: requests for models are its to answer."""
 
@@ -142,6 +147,7 @@ class Gateway:
         self.naming.rules = options.names
         self.guard.allow(options.origins)
         self.managers = Managers(options.managers)
+        self.heart.set(options.heartbeat_us)
         self.context.rules = options.context
         self._routes = self._table(options.body_bytes_max)
         self.tenants.name(self.driver.engine.config.tenants)
@@ -459,5 +465,6 @@ class Gateway:
     def close(self) -> None:
         """Nobody is served any more."""
         self.large_bodies.shut()
+        self.heart.stop()
         self.blobs.close()
         self.context.close()

@@ -4,6 +4,7 @@ import ipaddress
 
 import msgspec
 
+from bellmare.core.units import SpanUs
 from bellmare.gateway.context import ContextRules, Differs, Policy
 from bellmare.gateway.conversation import GatewayTimeouts
 from bellmare.gateway.management.access import Network
@@ -19,6 +20,8 @@ class GatewayOptions(msgspec.Struct, frozen=True):
     timeouts: GatewayTimeouts = GatewayTimeouts()
     body_bytes_max: int = 64 << 20
     names: NameRules = NameRules()
+    heartbeat_us: SpanUs = SpanUs(0)
+    """After so long without a word a waiting stream hears something; zero: nothing."""
     origins: tuple[str, ...] = ()
     """Of web pages that may use it, beside those that Ollama lets in."""
     managers: tuple[Network, ...] = ()
@@ -38,6 +41,7 @@ def options_of(settings: Settings) -> GatewayOptions:
         ),
         body_bytes_max=limits.body_bytes,
         names=_names(settings),
+        heartbeat_us=settings.queue.heartbeat_us,
         origins=settings.origins,
         managers=tuple(ipaddress.ip_network(text, strict=False) for text in settings.manage),
         context=_context(settings),

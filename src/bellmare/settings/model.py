@@ -100,6 +100,14 @@ class QueueSettings(Section):
         alias="timeout",
         description="A request that was not dispatched after so long is refused with 504. At least `queue.wait`.",
     )
+    heartbeat_us: Annotated[SpanUs, Duration(0, DAY_US)] = Field(
+        default=SpanUs(0),
+        alias="heartbeat",
+        description=(
+            "A stream that still waits hears something every so often: a blank, or a comment with its position, which "
+            "clients ignore and proxies see. With the first one the status is 200, whatever comes. 0: nothing."
+        ),
+    )
 
 
 class LimitSettings(Section):
