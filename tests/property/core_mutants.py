@@ -345,6 +345,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the books of memory agree", "only to a resident model", "the name reaches the blob there",
         "nothing begins on a worker that is in doubt", "only where the name means the blob",
         "the books of runners agree", "nobody waits beside a worker with room",
+        "health is as it was told",
     ),
     # ---- health
     _mutant(
