@@ -95,8 +95,8 @@ def judge_admission(books: Ledger, request: RequestBook) -> None:
     books.must(request.event.deadline_us > books.now, "nobody waits past the deadline", request)
     if not any(request.blob in worker.runners for worker in books.workers.values()):
         holders = [worker for worker in books.workers.values() if books.stores(worker, request.blob)]
-        others = [books.sibling(worker, request.blob) for worker in holders]
-        shut_out = bool(holders) and all(other is not None and books.pinned(other) for other in others)
+        siblings = [books.sibling(worker, request.blob) for worker in holders]
+        shut_out = bool(holders) and all(one is not None and books.pinned(one) for one in siblings)
         books.must(not shut_out, "nobody waits for what a pin shuts out", request)
     certain = ready_wait(books, request.blob, request.ahead)
     if certain is not None and request.ahead:
