@@ -585,6 +585,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "nobody stands in for a copy that is there",
     ),
     _mutant(
+        "a larger context is lent before its own queue is served",
+        ("queueing", "if not fleet.open[large.model] or large.waiting or not large.holders:", "if not fleet.open[large.model] or not large.holders:"),
+        "who stands in overtakes nobody",
+    ),
+    _mutant(
+        "a context that came short is lent",
+        ("queueing", "        if runner.num_ctx >= need and fleet.acceptable(worker, request):", "        if fleet.acceptable(worker, request):"),
+        "never with less context than was asked for",
+    ),
+    _mutant(
+        "a context is lent to who has a copy",
+        ("queueing", "        small = [one for one in small if not one.copies and not one.placements]\n", ""),
+        "nobody stands in for a copy that is there",
+    ),
+    _mutant(
         "who waits for a class behind a pin is not told",
         ("placement", "fleet.model_config(fleet.state.models[held.model]).pinned:\n        return False", "False:\n        return False"),
         "nobody waits for what a pin shuts out",
