@@ -345,6 +345,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the books of memory agree", "only to a resident model", "the name reaches the blob there",
         "nothing begins on a worker that is in doubt", "only where the name means the blob",
         "the books of runners agree", "nobody waits beside a worker with room",
+        "health is as it was told",
     ),
     # ---- health
     _mutant(
@@ -581,6 +582,21 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a context stands in for a copy that is there",
         ("classes", " or model.copies or model.placements or model.waiting:", " or model.waiting:"),
+        "nobody stands in for a copy that is there",
+    ),
+    _mutant(
+        "a larger context is lent before its own queue is served",
+        ("queueing", "if not fleet.open[large.model] or large.waiting or not large.holders:", "if not fleet.open[large.model] or not large.holders:"),
+        "who stands in overtakes nobody",
+    ),
+    _mutant(
+        "a context that came short is lent",
+        ("queueing", "        if runner.num_ctx >= need and fleet.acceptable(worker, request):", "        if fleet.acceptable(worker, request):"),
+        "never with less context than was asked for",
+    ),
+    _mutant(
+        "a context is lent to who has a copy",
+        ("queueing", "        small = [one for one in small if not one.copies and not one.placements]\n", ""),
         "nobody stands in for a copy that is there",
     ),
     _mutant(

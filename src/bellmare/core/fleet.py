@@ -282,6 +282,15 @@ class Fleet(Naming):
             self.doubt(request.model)
         return request
 
+    def move_request(self, request: Request, model: Model) -> None:
+        """A waiting request that has left its queue is one for another class of its blob from now on."""
+        self.turns[request.model].ended(request, 0)
+        self.live[request.model] -= 1
+        self.touch(request.model)
+        request.model = model.model
+        self.live[request.model] += 1
+        self.turns[request.model].began(request)
+
     # ------------------------------------------------------------------ runners and the ledger
 
     def add_runner(self, worker: Worker, runner: Runner) -> None:

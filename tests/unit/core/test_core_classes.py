@@ -114,7 +114,7 @@ def test_a_busy_sibling_is_drained_only_after_patience_and_never_cut_off() -> No
     assert script.none(d.Dispatch, d.Unload)
     script.done("short")
     turns(script)
-    assert script.one(d.Dispatch).request == "long"
+    assert [dispatch.request for dispatch in script.some(d.Dispatch)] == ["long", "late"]
 
 
 def test_with_room_elsewhere_both_contexts_live() -> None:
@@ -254,6 +254,38 @@ def test_nobody_stands_in_where_a_copy_is_there_or_somebody_waits_or_the_name_is
     other.worker("w2", stored("m"), stored("y", model="blob-m"), gib=80)
     other.asks("r", "y")
     assert other.one(d.Load).worker == "w2", "the worker that holds the larger one does not know the name"
+
+
+def test_who_waits_for_a_load_gets_a_slot_of_a_larger_context_that_becomes_free() -> None:
+    """With one slot, as with stock settings: else a worker would change contexts with every other request."""
+    script = Script(classes(2048, 32_768))
+    script.worker("w", stored("m"), gib=80, parallel=1)
+    script.resident("m#32768", "w")
+    script.asks("long", "m#32768")
+    script.asks("r1", "m", tenant="a")
+    script.asks("r2", "m", tenant="a")
+    script.asks("r3", "m#2048", tenant="b")
+    assert script.none(d.Dispatch)
+    order = []
+    for request in ("long", "r1", "r2", "r3"):
+        script.done(request)
+        order += [(dispatch.request, dispatch.num_ctx) for dispatch in script.some(d.Dispatch)]
+        assert script.none(d.Drain, d.Load, d.Unload)
+    assert order == [("r1", 32_768), ("r2", 32_768), ("r3", 32_768)], "who waits longest is first"
+    assert script.engine.fleet.state.requests == {}
+    assert script.engine.fleet.state.waiting == 0
+
+
+def test_a_larger_context_serves_its_own_queue_first() -> None:
+    script = Script(classes(32_768))
+    script.worker("w", stored("m"), gib=80, parallel=1)
+    script.resident("m#32768", "w")
+    for request, name in (("l1", "m#32768"), ("s", "m"), ("l2", "m#32768")):
+        script.asks(request, name)
+    script.done("l1")
+    assert script.one(d.Dispatch).request == "l2"
+    script.done("l2")
+    assert script.one(d.Dispatch).request == "s"
 
 
 def test_what_a_larger_context_serves_is_not_loaded_ahead_beside_it() -> None:

@@ -131,7 +131,11 @@ PLAIN = Setting(
         unload_timeout_us=SpanUs(20 * SECOND),
         zombie_max_us=SpanUs(30 * SECOND),
         ejection_max_us=SpanUs(20 * SECOND),
-        models={"ant": ModelConfig(pinned=True), "eel": ModelConfig(num_ctx=4096)},
+        models={
+            "ant": ModelConfig(pinned=True, context_classes=(32_768,)),
+            "dog": ModelConfig(context_classes=(2048, 16_384)),
+            "eel": ModelConfig(num_ctx=4096, context_classes=(16_384,)),
+        },
     ),
     machines=MACHINES,
     sizes={

@@ -110,18 +110,18 @@ class Oracle(Forgetting):
         request.dispatched, request.first_token = self.now, False
 
     def _judge_stand_in(self, decision: d.Dispatch, request: RequestBook) -> None:
-        """Another context of its blob serves it: a larger one, at once, where else it would wait for a load."""
+        """Another context of its blob serves it: a larger one, where else it would wait for a load."""
         same = weights(decision.model) == weights(request.blob)
-        self.must(same and request.phase == "new", "a larger context stands in at once or not", decision, request)
+        self.must(same, "to the blob that its name meant", decision, request)
         less = min(decision.num_ctx, self.canonical(decision.model)) < self.canonical(request.blob)
         self.must(not less, "never with less context than was asked for", decision, request)
         own = any(request.blob in worker.runners for worker in self.workers.values())
         self.must(not own, "nobody stands in for a copy that is there", decision, request)
+        self.must(decision.model not in self.waiting, "who stands in overtakes nobody", decision, request)
+        self._judge_order(decision, request)
         self._waits_no_more(request)
-        waits = request.blob in self.waiting or decision.model in self.waiting
-        self.must(not waits, "who stands in overtakes nobody", decision, request)
         request.blob = decision.model
-        self.meet("stood in")
+        self.meet("stood in at once" if request.phase == "new" else "stood in after a wait")
 
     def _judge_words(self, decision: d.Dispatch, request: RequestBook, runner: RunnerBook) -> None:
         """What the client and the log are told of its wait."""

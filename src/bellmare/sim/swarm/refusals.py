@@ -96,7 +96,7 @@ def judge_admission(books: Ledger, request: RequestBook) -> None:
     if not any(request.blob in worker.runners for worker in books.workers.values()):
         holders = [worker for worker in books.workers.values() if books.stores(worker, request.blob)]
         siblings = [books.sibling(worker, request.blob) for worker in holders]
-        shut_out = bool(holders) and all(other is not None and books.pinned(other) for other in siblings)
+        shut_out = bool(holders) and all(one is not None and books.pinned(one) for one in siblings)
         books.must(not shut_out, "nobody waits for what a pin shuts out", request)
     certain = ready_wait(books, request.blob, request.ahead)
     if certain is not None and request.ahead:
