@@ -286,21 +286,35 @@ async def test_c12_an_answer_in_one_piece_and_raw_fields_pass_as_they_are(fleet)
     await refused(running, "/api/generate", said("/api/generate", suffix="end"))  # the model cannot insert
 
 
-async def test_c13_no_message_is_ever_dropped_or_cut(fleet):
+async def test_c13_old_turns_are_left_out_as_a_whole_and_the_rest_arrives_as_it_was(fleet):
     running, worker, _ = fleet
     call = {"function": {"name": "f", "arguments": {"x": "\u00e4\U0001f600"}}, "id": "1"}
+    old = {"function": {"name": "g", "arguments": {}}, "id": "0"}
     messages = [
-        {"role": "system", "content": "\u65e5\u672c\u8a9e " * 20_000},
+        {"role": "system", "content": "\u65e5\u672c\u8a9e"},
+        {"role": "user", "content": "old"},
+        {"role": "assistant", "content": "", "tool_calls": [old]},
+        {"role": "tool", "content": "\u65e5\u672c\u8a9e " * 20_000, "tool_name": "g"},
+        {"role": "user", "content": "new"},
         {"role": "assistant", "content": "", "tool_calls": [call]},
         {"role": "tool", "content": "42", "tool_name": "f"},
         *HI,
     ]
     reply = await running.post("/api/chat", said("/api/chat", messages=messages, stream=False))
     assert reply.status == 200
+    assert "dropped=3" in reply.headers["x-bellmare-context"]
     sent = asked(worker)[-1]["messages"]
-    assert [one["content"] for one in sent] == [one["content"] for one in messages]
-    assert sent[1]["tool_calls"][0]["function"] == call["function"]
-    assert sent[2]["tool_name"] == "f"
+    assert [one["content"] for one in sent] == ["\u65e5\u672c\u8a9e", "new", "", "42", "hi"]
+    assert sent[2]["tool_calls"][0]["function"] == call["function"]
+    assert sent[3]["tool_name"] == "f"
+
+
+async def test_c13_what_may_not_be_left_out_and_does_not_fit_is_refused(fleet):
+    running, worker, before = fleet
+    messages = [{"role": "system", "content": "\u65e5\u672c\u8a9e " * 20_000}, *HI]
+    for path in ("/api/chat", CHAT):
+        assert "context" in await refused(running, path, said(path, messages=messages))
+    assert len(asked(worker)) == before
 
 
 @pytest.mark.parametrize("coding", ["gzip", "zstd", "br", "deflate", "gzip, gzip", "x-gzip", "identity, gzip"])

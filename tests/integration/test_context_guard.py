@@ -21,33 +21,14 @@ pytestmark = pytest.mark.slow
 NUM_CTX = 4_096
 WANTED = NUM_CTX * 80 // 100
 GENERATE = {"num_predict": 4}
-PAIR = "gpt2", "llama"
-WORDS = [
-    *[
-        "the",
-        "mare",
-        "leads",
-        "and",
-        "train",
-        "follows",
-        "over",
-        "stone",
-        "river",
-        "at",
-        "an",
-        "even",
-        "pace",
-        "while",
-        "bells",
-        "ring",
-        "slow;",
-        "x",
-        "=",
-        "f(y[3]",
-        "'z')",
-    ],
-    *("\u65e5\u672c\u8a9e", "\u0441\u043b\u043e\u0432\u043e", "caf\u00e9", "\U0001f600", "12345", "0x1F\n\n"),
-]
+PROSE = "the mare leads and train follows over stone river at an even pace while bells ring slow; x = f(y[3] 'z')"
+OTHERS = ("\u65e5\u672c\u8a9e", "\u0441\u043b\u043e\u0432\u043e", "caf\u00e9", "\U0001f600", "12345", "0x1F\n\n")
+WORDS = [*PROSE.split(), *OTHERS]
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 class Served(NamedTuple):
@@ -59,24 +40,8 @@ class Served(NamedTuple):
         return await self.gateway.post("/api/chat", body | more)
 
 
-@pytest.fixture(scope="session")
-def smollm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """As in ``test_clients``."""
-    from bellmare.workers.embedded.fetch import FetchError, default_models_dir, fetch_model, is_present
-
-    if is_present(default_models_dir()):
-        return default_models_dir()
-    cache = getattr(request.config, "cache", None)
-    folder = Path(cache.mkdir("models")) if cache is not None else tmp_path_factory.mktemp("models")
-    try:
-        fetch_model(folder, timeout_s=100)
-    except FetchError as error:
-        pytest.skip(f"SmolLM2 is neither present nor can it be fetched: {error}")
-    return folder
-
-
 @pytest.fixture(params=["sim", pytest.param("engine", marks=pytest.mark.engine)])
-async def served(request: pytest.FixtureRequest, _gate: None) -> AsyncIterator[Served]:
+async def served(request: pytest.FixtureRequest, _gate: None, tmp_path: Path) -> AsyncIterator[Served]:
     if request.param == "sim":
         worker = await start_sim(models=(SimModel("t:1", tokenizer="gpt2", capabilities=("completion", "tools")),))
         gateway = await start_gateway(worker.port, num_ctx=NUM_CTX)
@@ -86,10 +51,12 @@ async def served(request: pytest.FixtureRequest, _gate: None) -> AsyncIterator[S
         return
     if importlib.util.find_spec("xllamacpp") is None:
         pytest.skip("the extra `embedded` is not installed")
-    folder = request.getfixturevalue("smollm_folder")
-    entry = {"embedded": {"models": str(folder), "memory": "2GiB", "parallel": 1}, "name": "w0"}
+    from engine_vocabularies import byte_pairs, write_vocabulary
+
+    write_vocabulary(tmp_path / "v__1.gguf", byte_pairs("llama-bpe"), chat_template=CHATML)
+    entry = {"embedded": {"models": str(tmp_path), "memory": "2GiB", "parallel": 1}, "name": "w0"}
     gateway = await start_gateway(entry, num_ctx=NUM_CTX)
-    yield Served(gateway, "smollm2:135m")
+    yield Served(gateway, "v:1")
     await gateway.close()
 
 

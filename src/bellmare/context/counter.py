@@ -58,6 +58,8 @@ class Counter:
 
     def __init__(self, library: Library, *, waiting_max: int = WAITING_MAX) -> None:
         self.library = library
+        self.overhead = library.overhead
+        """Tokens that a request for a name has at most beyond its bytes, without tools and images. Quick."""
         self.overloads = 0
         """Counts that were estimated because too many waited."""
         self.late = 0
@@ -100,10 +102,6 @@ class Counter:
             "count_overloads": self.overloads,
             "count_timeouts": self.late,
         }
-
-    def overhead(self, name: str) -> int:
-        """Tokens that a request for ``name`` has at most beyond its bytes, without tools and images. Quick."""
-        return self.library.overhead(name)
 
     def learn(self, name: str, request: Prompted, count: Count, *, tokens: int) -> float | None:
         """``tokens`` is what a worker counted of the whole prompt. How far ``count`` was off, as a share."""

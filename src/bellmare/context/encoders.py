@@ -63,13 +63,19 @@ class Unclaimed(Exception):  # noqa: N818 - a finding, not an error
         self.reason = reason
 
 
+WORD_END = re.compile("[A-Za-z](?=[ \n])")
+LINE_END = re.compile("[^\n](?=\n)")
+LETTER_LINE_END = re.compile("[A-Za-z](?=\n)")
+NOWHERE = re.compile(r"(?!)")
+
+
 class Encoder:
     """Counts tokens by one vocabulary. What a kind of tokeniser adds is in its subclass."""
 
-    joins = False
-    """Whether a token may reach over the space behind a word."""
     begins_spaced = False
     """Whether a space is put before each text that follows a special token."""
+    boundary = WORD_END
+    """Where a text may be cut, since no token reaches over it."""
 
     def __init__(self, vocabulary: Vocabulary, pause: Pause) -> None:
         self.bos = 0
@@ -133,15 +139,14 @@ class Encoder:
             yield total
 
     def _pieces(self, text: str) -> Iterator[str]:
-        """``text`` cut where no token can reach over: between a letter and a space or the end of a line."""
+        """``text`` cut at boundaries."""
         if len(text) <= STEP_CHARS:
             if text:
                 yield text
             return
-        boundary = _LINE_END if self.joins else _WORD_END
         at = 0
         while len(text) - at > STEP_CHARS:
-            found = boundary.search(text, at + STEP_CHARS, at + STEP_CHARS_MAX)
+            found = self.boundary.search(text, at + STEP_CHARS, at + STEP_CHARS_MAX)
             end = found.end() if found is not None else at + STEP_CHARS_MAX
             yield text[at:end]
             at = end
@@ -160,10 +165,6 @@ class Encoder:
         return count
 
 
-_WORD_END = re.compile("[A-Za-z](?=[ \n])")
-_LINE_END = re.compile("[A-Za-z](?=\n)")
-
-
 class BytePairs(Encoder):
     """``gpt2``: texts are split by a pattern, each word's bytes are merged in the order of the merges."""
 
@@ -175,7 +176,8 @@ class BytePairs(Encoder):
         letters = [f"<0x{code:02X}>" if split.spaced else chr(code) for code in range(0x21, 0x7F)]
         self._demand(letters)
         self._spaced = split.spaced
-        self.joins = split.spaced
+        if split.spaced:
+            self.boundary = LINE_END
         self._whole_words = split.whole_words
         self._patterns = [(compiled(pattern), "\\p" not in pattern) for pattern in split.patterns]
         self._ranks: dict[str, int] = {}
@@ -313,8 +315,13 @@ class SentencePieces(Encoder):
         self.bos = int(vocabulary.add_bos is not False)
         self.eos = int(bool(vocabulary.add_eos))
         crossing = re.compile(f"[^{_SPACE}]{_SPACE}").search
-        normal = (token for token in vocabulary.tokens if crossing(token) and token not in _ENDINGS)
-        self.joins = any(self.kind(token) in (NORMAL, UNUSED) for token in normal)
+        normal = [token for token in vocabulary.tokens if self.kind(token) in (NORMAL, UNUSED)]
+        pause()
+        self._joined = any(crossing(token) for token in normal)
+        if any(re.search("[A-Za-z]\n", token) for token in normal):
+            self.boundary = NOWHERE
+        elif self._joined:
+            self.boundary = LETTER_LINE_END
         pause()
         self._words_of = re.compile(f"{_SPACE}+[^{_SPACE}]*|[^{_SPACE}]+").findall
         self.size_bytes += 32 * len(vocabulary.scores)
@@ -325,7 +332,7 @@ class SentencePieces(Encoder):
             text = _SPACE + text
         words = self._words.get
         total = 0
-        for word in [text] if self.joins else self._words_of(text):
+        for word in [text] if self._joined else self._words_of(text):
             count = words(word)
             total += count if count is not None else self._remember(word, self._word(word))
         return total

@@ -116,6 +116,7 @@ class ContextGuard:
         self.rules = rules
         self.counter = counter
         self._fleet = fleet
+        self._overhead = counter.overhead
         self._metrics = metrics
         self._on_left = on_left
         self._open: dict[Exchange, _Guarding] = {}
@@ -131,27 +132,33 @@ class ContextGuard:
         """Whether ``errand`` needs no counting. For nearly all requests this is all that is done."""
         if errand.kind is not _GENERATION:
             return True
-        model = self._fleet.resolve(errand.name)
+        name, native = errand.name, errand.native
+        fleet = self._fleet
+        model = fleet.resolve(name)
         if model is None:
             return True
-        policy = self.rules.of(errand.name, tenant)
+        rules = self.rules
+        policy = rules.of(name, tenant) if rules.models or rules.tenants else rules.usual
         if policy.policy == "off":
             return True
-        native = errand.native
-        assert isinstance(native, ChatRequest | GenerateRequest), "what a generation is asked with"
-        num_ctx = self._fleet.context_of(model)
-        output = (native.options or _NOTHING).get("num_predict", 0)
-        if output > 0:
-            wanted = plans.room(num_ctx, at_percent=policy.at_percent, output=output).wanted
+        num_ctx = fleet.context_of(model)
+        options = native.options
+        if options and options.get("num_predict", 0) > 0:
+            wanted = plans.room(num_ctx, at_percent=policy.at_percent, output=options["num_predict"]).wanted
         else:
             wanted = num_ctx * policy.at_percent // 100
-        overhead = self.counter.overhead(errand.name)
-        if isinstance(native, ChatRequest) and native.tools:
-            overhead += TOOLS_OVERHEAD_TOKENS
-        if body_bytes + overhead <= wanted and not _has_images(native):
-            self._metrics.proven += 1
-            return True
-        return False
+        if body_bytes + self._overhead(name) > wanted:
+            return False
+        if isinstance(native, ChatRequest):
+            if native.tools and body_bytes + self._overhead(name) + TOOLS_OVERHEAD_TOKENS > wanted:
+                return False
+            for message in native.messages or ():
+                if message.images:
+                    return False
+        elif isinstance(native, GenerateRequest) and native.images:
+            return False
+        self._metrics.proven += 1
+        return True
 
     def take(self, exchange: Exchange, errand: Errand, tenant: str, *, taken: Taken) -> None:
         """Have ``taken`` called, now or later, with the errand as it is to be run, or with what speaks against it.
@@ -372,12 +379,6 @@ def _role(message: Message) -> str:
 def _sized(messages: list[Message], count: Count) -> list[tuple[Message, int]]:
     assert len(messages) == len(count.messages), "each message was counted"
     return list(zip(messages, count.messages, strict=True))
-
-
-def _has_images(native: Prompted) -> bool:
-    if isinstance(native, GenerateRequest):
-        return bool(native.images)
-    return any(message.images for message in native.messages or ())
 
 
 def _is_large(native: ChatRequest) -> bool:

@@ -10,13 +10,13 @@ from pathlib import Path
 
 import msgspec
 import pytest
-from vocabularies import CORPUS, byte_pairs, sentence_pieces, spaced_pairs, word_pieces, write_vocabulary
 
 from bellmare.context.encoders import encoder_of
 from bellmare.context.splits import SPLITS
 from bellmare.context.vocabulary import Vocabulary
 from bellmare.http.client import Upstream
 from bellmare.workers.embedded.process import EngineArguments, EngineProcess
+from engine_vocabularies import CORPUS, byte_pairs, sentence_pieces, spaced_pairs, word_pieces, write_vocabulary
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow]
 
