@@ -140,6 +140,15 @@ def picture() -> bytes:
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
 
 
+@pytest.fixture
+def pictures_of_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """LangChain's suite fetches its picture from the web; here it gets one of ours, wherever it asks."""
+    from langchain_tests.integration_tests import chat_models
+
+    answer = httpx.Response(200, content=picture(), request=httpx.Request("GET", "http://localhost/"))
+    monkeypatch.setattr(chat_models.httpx, "get", lambda *_, **__: answer)
+
+
 @pytest.fixture(scope="session")
 def picture_b64() -> str:
     return base64.b64encode(picture()).decode()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
+import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_ollama import ChatOllama, OllamaEmbeddings, OllamaLLM
 from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
@@ -14,6 +15,7 @@ from conftest import cancelled, until_cancelled
 URL = os.environ["BELLMARE_URL"]
 
 
+@pytest.mark.usefixtures("pictures_of_ours")
 class TestChat(ChatModelIntegrationTests):
     """Off: what ChatOllama itself does not offer."""
 
@@ -31,7 +33,7 @@ class TestChat(ChatModelIntegrationTests):
 
     @property
     def supports_json_mode(self) -> bool:
-        return False  # ChatOllama says the shape nowhere in json_mode; its own package leaves the test out, too
+        return True
 
     @property
     def supports_image_inputs(self) -> bool:

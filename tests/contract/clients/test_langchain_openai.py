@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from typing import Any, Literal
 
+import pytest
 from langchain_core.language_models import BaseChatModel
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
 from langchain_tests.integration_tests import ChatModelIntegrationTests, EmbeddingsIntegrationTests
@@ -12,6 +13,7 @@ from langchain_tests.integration_tests import ChatModelIntegrationTests, Embeddi
 V1 = os.environ["BELLMARE_URL"] + "/v1"
 
 
+@pytest.mark.usefixtures("pictures_of_ours")
 class TestChat(ChatModelIntegrationTests):
     @property
     def chat_model_class(self) -> type[BaseChatModel]:
@@ -31,7 +33,7 @@ class TestChat(ChatModelIntegrationTests):
 
     @property
     def supports_json_mode(self) -> bool:
-        return False  # the shape stands only in the prompt: a model that only makes words up cannot read it there
+        return True
 
     @property
     def supports_model_override(self) -> bool:
