@@ -134,3 +134,22 @@ async def test_clients_see_one_model_and_operators_its_contexts(sim, gateway):
     assert answer.json["text"] == "leaving once its requests are done"
     await until(lambda: not running.state.workers["w0"].runners, "the unload")
     assert (await worker.counters())["reloads"] == 0
+
+
+async def test_a_client_that_names_a_context_gets_the_one_that_holds_it(sim, gateway):
+    worker = await sim(vram_bytes=48 * 10**9, parallel=2)
+    running = await gateway(worker.port, models={"a:1": {"context_classes": [LARGE]}}, drain_after="200ms")
+    for wanted, context, overridden, noted in (
+        (LARGE, LARGE, None, f"class={LARGE}"),
+        (10_000, LARGE, "num_ctx", f"class={LARGE}"),
+        (CANONICAL, CANONICAL, None, None),
+        (2048, CANONICAL, "num_ctx", None),
+    ):
+        reply = await running.chat("a:1", options={"num_ctx": wanted, "num_predict": 2})
+        assert reply.status == 200
+        given = running.decisions(Dispatch)[-1].num_ctx
+        assert given >= context, "a larger one that is idle serves a smaller request too"
+        assert given == LARGE or context == CANONICAL
+        assert reply.headers.get("x-bellmare-overridden") == overridden
+        assert reply.headers.get("x-bellmare-context") == noted
+    assert (await worker.counters())["reloads"] == 0

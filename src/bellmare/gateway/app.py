@@ -108,7 +108,7 @@ class Gateway:
         self.guard = guard
         self.tenants = Tenants(driver.engine.config.tenants)
         self.shelf = Shelf(driver, fleet)
-        self.naming = Naming(options.names, self.shelf.abilities)
+        self.naming = Naming(options.names, self.shelf.abilities, self.shelf.in_context)
         self.hinting = Hinting(driver, self.tenants, accounts, naming=self.naming)
         self.catalogue = Catalogue(self.shelf, self.naming, self.hinting)
         self.managers = Managers(options.managers)

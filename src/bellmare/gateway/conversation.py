@@ -117,7 +117,7 @@ class Conversation(msgspec.Struct, eq=False):
         driver.submit(
             RequestArrived(  # in the order of its fields: by name it takes thrice as long
                 self.request,
-                (errand.guarded and errand.guarded.class_name) or errand.name,
+                (errand.guarded and errand.guarded.class_name) or errand.context_class or errand.name,
                 deadline_us,
                 errand.kind,
                 tenant,
@@ -403,14 +403,17 @@ class Conversation(msgspec.Struct, eq=False):
         headers = replies.answer_headers(translator.headers, self.dispatched, self.public_id)
         errand = self.errand
         guarded = errand.guarded
-        if errand.overridden or errand.redirected or (guarded is not None and guarded.header):
+        noted = guarded.header if guarded is not None else b""
+        if errand.context_class and not noted:
+            noted = b"class=%d" % errand.context
+        if errand.overridden or errand.redirected or noted:
             more: replies.Headers = []
             if errand.overridden:
                 more.append((b"x-bellmare-overridden", ",".join(errand.overridden).encode()))
             if errand.redirected:
                 more.append((b"x-bellmare-model", errand.name.encode()))
-            if guarded is not None and guarded.header:
-                more.append((b"x-bellmare-context", guarded.header))
+            if noted:
+                more.append((b"x-bellmare-context", noted))
             return HeaderLines(headers + header_lines(more))
         return headers
 

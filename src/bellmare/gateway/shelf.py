@@ -49,6 +49,13 @@ class Shelf:
         port = self.holder(name)
         return port.abilities.get(name) if port is not None else None
 
+    def in_context(self, name: str, num_ctx: int) -> tuple[str, int] | None:
+        """What the core is asked for when a client says ``num_ctx``, and what that holds; None if nobody stores it."""
+        fleet = self.driver.engine.fleet
+        asked = fleet.class_asked(name, num_ctx)
+        model = fleet.resolve(asked) if asked is not None else None
+        return (asked, fleet.context_of(model)) if asked is not None and model is not None else None
+
     def stored(self) -> dict[str, ollama.TagsModel]:
         """Every name of the fleet with the entry of a worker that holds the serving version."""
         found: dict[str, ollama.TagsModel] = {}
