@@ -145,7 +145,7 @@ async def test_a_route_that_is_not_served_is_a_404_in_its_dialect(running):
     for path in ("/api/pull", "/api/delete", "/api/create", "/api/abort", "/api/bellmare", "/api/chat/"):
         reply = await running.post(path, {})
         assert (reply.status, reply.json.keys()) == (404, {"error"}), path
-    for path in ("/v1/completions", "/v1/x", "/v1/responses"):
+    for path in ("/v1/images/generations", "/v1/x", "/v1/responses/resp_1"):
         reply = await running.post(path, {"model": "a:1"})
         assert (reply.status, reply.json["error"]["type"]) == (404, "not_found_error"), path
     for path in ("/index.html", "/sim/fault", "/metrics", "/api/v1"):

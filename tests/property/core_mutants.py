@@ -52,6 +52,8 @@ FIRST_SEEDS = {
     "on standby loaders go on": 24,
     "back from standby nobody looks at the loaders": 184,
     "ejections do not grow longer": 20,
+    "what others loaded meanwhile is loaded over": 80,
+    "an old sight brings another context back": 20,
     "a loss of many streams counts as many failures": 135,
 }
 
@@ -234,7 +236,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a context beyond training is asked for",
-        ("costs", "return min(wanted, model.stored.context_max) if model.stored.context_max else wanted", "return wanted"),
+        ("naming", "return min(wanted, model.stored.context_max) if model.stored.context_max else wanted", "return wanted"),
         "loaded in its one shape",
     ),
     # ---- scheduler
@@ -294,7 +296,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "another blob's load counts as this one's",
-        ("operations", "return event.loaded is None or event.loaded.model in (None, operation.model)", "return True"),
+        ("operations", "return event.loaded is None or event.loaded.model in (None, model.blob)", "return True"),
         "only to a resident model", "the books of memory agree", "only residents are adopted", "the engine's own check",
         "the books of runners agree",
     ),
@@ -314,7 +316,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "an old sight brings back who has gone",
-        ("reconcile", "if worker.left.get(model.model, InstantUs(-1)) < started_us:", "if True:"),
+        ("reconcile", "if classes.left_us(fleet, worker, model) < started_us:", "if True:"),
         "only to a resident model", "the books of memory agree",
         "the books of runners agree",
     ),
@@ -343,6 +345,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "the books of memory agree", "only to a resident model", "the name reaches the blob there",
         "nothing begins on a worker that is in doubt", "only where the name means the blob",
         "the books of runners agree", "nobody waits beside a worker with room",
+        "health is as it was told",
     ),
     # ---- health
     _mutant(
@@ -365,7 +368,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "the grace of a lost worker never ends",
-        ("health", "        model.stranded_us = fleet.now_us\n        fleet.set_timer(fleet.now_us + fleet.config.worker_lost_grace_us, Timer.stranded, model.model)\n", "        model.stranded_us = fleet.now_us\n"),
+        ("fleet", "            model.stranded_us = self.now_us\n            self.set_timer(self.now_us + self.config.worker_lost_grace_us, Timer.stranded, model.model)\n", "            model.stranded_us = self.now_us\n"),
         "who has lost his worker is told so",
     ),
     # ---- breaker, attempts, poison
@@ -487,7 +490,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a snapshot forgets which names are configured",
-        ("fleet", "        self.configured = {}\n        for name, said in self.config.models.items():\n", "        self.configured = {}\n        for name, said in list(self.config.models.items())[1:]:\n"),
+        ("naming", "        self.configured = {}\n        for name, said in self.config.models.items():\n", "        self.configured = {}\n        for name, said in list(self.config.models.items())[1:]:\n"),
         "what is pinned is resident", "loaded in its one shape", "a pinned model is no victim",
     ),
     _mutant(
@@ -523,13 +526,105 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "what is resident is loaded ahead once more",
-        ("prewarm", "return not model.copies and not model.placements and model.healthy_holders > 0", "return model.healthy_holders > 0"),
+        ("prewarm", "if model.copies or model.placements or model.waiting or not model.healthy_holders:", "if model.waiting or not model.healthy_holders:"),
         "no copy of what is there is loaded ahead of demand", "no model is loaded twice",
     ),
     _mutant(
         "room ahead is made of busy runners",
         ("prewarm", "if runner.residency is not Residency.resident or runner.used or not evictable(fleet, worker, runner):", "if runner.residency is not Residency.resident or not evictable(fleet, worker, runner):"),
         "a busy runner does not leave unasked",
+    ),
+    # ---- context classes
+    _mutant(
+        "two contexts of a blob live on one worker",
+        ("placement", "    if sibling is not None:\n        leaving", "    if False:\n        leaving"),
+        "a worker is never made to load a blob anew", "another context of the blob leaves first",
+        "no worker loads a blob anew by itself", "timers come to rest",
+    ),
+    _mutant(
+        "another context leaves whoever it is",
+        ("placement", "    if len(idle) + len(busy) == len(leaving[0]) + len(leaving[1]):\n        return None\n", ""),
+        "a pinned model is no victim", "only residents are drained", "an idle victim is waited for by nobody",
+        "a busy victim only after patience", "a young victim only after patience", "a young busy runner is no victim",
+        "the core does not crash",
+    ),
+    _mutant(
+        "another context leaves and takes others along",
+        ("placement", "    if fits(space, claim):\n        return [sibling]\n", "    if fits(space, claim) and not idle:\n        return [sibling]\n"),
+        "no victim that is not needed",
+    ),
+    _mutant(
+        "the room of another context is not counted",
+        ("placement", "    others = _victims(fleet, policy, space, claim=claim, leaving=(idle, busy))", "    others = _victims(fleet, policy, worker, claim=claim, leaving=(idle, busy))"),
+        "no victim that is not needed",
+    ),
+    _mutant(
+        "what others loaded meanwhile is loaded over",
+        ("scheduler", "there = held is not None and held.model not in placement.victims", "there = held is not None and held.model == model.model"),
+        "a worker is never made to load a blob anew", "no worker loads a blob anew by itself",
+    ),
+    _mutant(
+        "a runner is of the canonical context, whatever it shows",
+        ("classes", "        if one.holders and fleet.context_of(one) == loaded.num_ctx:\n", "        if False:\n"),
+        "the books of runners agree", "the books of memory agree", "only to a resident model", "never beyond its slots",
+        "only residents are drained", "only residents are adopted",
+    ),
+    _mutant(
+        "an old sight brings another context back",
+        ("classes", "    if not model.context and not model.classes:\n        return worker.left.get(model.model, never)\n", "    return worker.left.get(model.model, never)\n"),
+        "the books of runners agree", "the books of memory agree", "only residents are drained",
+    ),
+    _mutant(
+        "a context that came short stands in",
+        ("classes", "                if worker.runners[one.model].num_ctx >= need:\n", "                if True:\n"),
+        "never with less context than was asked for",
+    ),
+    _mutant(
+        "a context stands in for a copy that is there",
+        ("classes", " or model.copies or model.placements or model.waiting:", " or model.waiting:"),
+        "nobody stands in for a copy that is there",
+    ),
+    _mutant(
+        "a larger context is lent before its own queue is served",
+        ("queueing", "if not fleet.open[large.model] or large.waiting or not large.holders:", "if not fleet.open[large.model] or not large.holders:"),
+        "who stands in overtakes nobody",
+    ),
+    _mutant(
+        "a context that came short is lent",
+        ("queueing", "        if runner.num_ctx >= need and fleet.acceptable(worker, request):", "        if fleet.acceptable(worker, request):"),
+        "never with less context than was asked for",
+    ),
+    _mutant(
+        "a context is lent to who has a copy",
+        ("queueing", "        small = [one for one in small if not one.copies and not one.placements]\n", ""),
+        "nobody stands in for a copy that is there",
+    ),
+    _mutant(
+        "who waits for a class behind a pin is not told",
+        ("placement", "fleet.model_config(fleet.state.models[held.model]).pinned:\n        return False", "False:\n        return False"),
+        "nobody waits for what a pin shuts out",
+    ),
+    _mutant(
+        "classes are not capped to training",
+        ("classes", "capped = {min(context, most) if most else context for context in said}", "capped = set(said)"),
+        "loaded in its one shape", "the books of runners agree", "the core does not crash", "unknown only if nobody stores it",
+        "only residents are adopted",
+    ),
+    _mutant(
+        "a change of context is told as a want of room",
+        ("placement", "        return UnloadCause.context\n", "        return UnloadCause.room\n"),
+        "who leaves is told why",
+    ),
+    _mutant(
+        "a class is loaded with the canonical context",
+        ("naming", "        if model.context:\n            return model.context\n", ""),
+        "loaded in its one shape", "booked as measured or by the formula", "the core does not crash", "the books of runners agree",
+    ),
+    _mutant(
+        "the load of a class is taken for another blob's",
+        ("operations", "event.loaded.model in (None, model.blob)", "event.loaded.model in (None, model.model)"),
+        "only to a resident model", "nobody waits beside a free slot", "the books of runners agree", "who can be served is served",
+        "the books of memory agree", "the engine's own check", "a failed load rests", "load_failed only when a load failed", "nothing begins on a worker that is in doubt", "retrying soon is pointless",
     ),
     # ---- hints, demand, forecast
     _mutant(

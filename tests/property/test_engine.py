@@ -53,6 +53,12 @@ class EngineMachine(RuleBasedStateMachine):
     def hinted(self, name: int, source: HintSource, in_s: int) -> None:
         self.world.hint(HintGiven(source=source, name=self.world.name(name), tenant="a", in_us=in_s * SECOND_US))
 
+    @rule(pick=PICK)
+    def a_class_is_asked_for(self, pick: int) -> None:
+        classes = [name for name in self.world.all_names() if "#" in name]
+        if classes:
+            self.world.arrive(Ask(classes[pick % len(classes)]))
+
     @rule(name=NAME, count=st.integers(2, 16))
     def many_arrive(self, name: int, count: int) -> None:
         for _ in range(count):

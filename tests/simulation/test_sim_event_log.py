@@ -59,6 +59,19 @@ def test_a_log_gives_back_what_was_asked(tmp_path: Path) -> None:
     assert load_trace(tmp_path, seed=2).arrivals == made.arrivals, "there is nothing to draw"
 
 
+def test_contexts_of_a_blob_are_one_model(tmp_path: Path) -> None:
+    path = recorded(tmp_path)
+    file = path / "events-000001.jsonl"
+    asked = load_trace(path, seed=1)
+    text = file.read_bytes()
+    blob = MODELS[0].blob.encode()
+    text = text.replace(b'"name":"m0:latest","deadline', b'"name":"m0:latest#32768","deadline')
+    text = text.replace(b'"model":"%b","num_ctx"' % blob, b'"model":"%b#32768","num_ctx"' % blob)
+    assert text.count(b"#32768") > 20
+    file.write_bytes(text)
+    assert load_trace(path, seed=1) == asked
+
+
 def test_the_recorded_fleet_is_the_one_to_run_it_on(tmp_path: Path) -> None:
     path = recorded(tmp_path / "events")
     assert read_fleet(recorded_fleet(path)).text == FLEET

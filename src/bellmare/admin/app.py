@@ -18,6 +18,7 @@ from pydantic import BaseModel, Field
 from bellmare import __version__
 from bellmare.admin import views
 from bellmare.admin.lifecycle import Lifecycle, add_lifecycle
+from bellmare.admin.queue_views import queue_answer
 from bellmare.core.events import LoadRequested, UnloadRequested
 from bellmare.core.naming import CLASS_MARK
 from bellmare.core.units import WorkerId
@@ -149,6 +150,12 @@ def _add_state(app: FastAPI, driver: Driver, fleet: WorkerFleet, *, front: Front
     @app.get("/api/v1/models")
     async def models() -> Response:
         return _rows(views.model_rows(core))
+
+    @app.get("/api/v1/queue")
+    async def queue() -> Response:
+        """Who waits, whose turn it is, and for about how long."""
+        rows = queue_answer(driver.engine, driver.clock.now_us())
+        return Response(msgspec.json.encode(rows), media_type="application/json")
 
     @app.get("/api/v1/shadows")
     async def shadows() -> Response:

@@ -11,13 +11,14 @@ from collections.abc import Callable
 
 import msgspec
 
-from bellmare.gateway.errands import native, openai
+from bellmare.gateway.errands import anthropic, native, openai
 from bellmare.gateway.errands.errand import Errand, Stamp
 from bellmare.gateway.translate import Native, Plain
 from bellmare.protocols.ollama import encode_for_worker
 
 ROUNDS = 7
-RUNS_MAX = 1_000_000
+RUNS_MAX = 400_000
+"""In all rounds a response's stream then keeps 14 million characters, which is less than it may."""
 
 _MODEL = "llama3.2:3b"
 _OPTIONS = {"temperature": 0.7, "top_p": 0.9, "num_predict": 128, "seed": 1, "stop": ["\n\n"]}
@@ -30,6 +31,8 @@ _END = (
     '"done":true,"done_reason":"stop","total_duration":123456789,"load_duration":1234567,"prompt_eval_count":200,'
     '"prompt_eval_duration":12345678,"eval_count":25,"eval_duration":123456789}\n'
 )
+TEXT_TOKEN = f'{_HEAD}"response":" word","done":false}}\n'.encode()
+"""As ``TOKEN``, of /api/generate."""
 TOKEN = f'{_HEAD}"message":{{"role":"assistant","content":" word"}},"done":false}}\n'.encode()
 """One line of a streamed answer."""
 WHOLE = f'{_HEAD}"message":{{"role":"assistant","content":"{"word " * 25}"}},{_END}'.encode()
@@ -55,13 +58,18 @@ def bodies() -> dict[str, tuple[Callable[[bytes], Errand], bytes]]:
     """The requests that are measured, by name: their parser and their body."""
     chat = {"model": _MODEL, "messages": _MESSAGES, "stream": False, "options": _OPTIONS}
     generate = {"model": _MODEL, "prompt": "word " * 175, "stream": False, "options": _OPTIONS}
+    text = {"model": _MODEL, "prompt": "word " * 175, "max_tokens": 128}
     completions = {"model": _MODEL, "messages": _MESSAGES, "stream": True, "temperature": 0.7, "max_tokens": 128}
+    messages = {"model": _MODEL, "system": _MESSAGES[0]["content"], "messages": _MESSAGES[1:], "stream": True}
     return {
         "chat": (native.chat, _written(chat)),
         "chat, with blanks": (native.chat, _written(chat, blanks=True)),
         "chat, unknown field": (native.chat, _written({**chat, "x": "y"})),
         "generate": (native.generate, _written(generate)),
         "chat/completions": (openai.chat_completions, _written(completions)),
+        "completions": (openai.completions, _written({**text, "stream": True, "temperature": 0.7})),
+        "responses": (openai.responses, _written({"model": _MODEL, "input": _MESSAGES, "stream": True})),
+        "messages": (anthropic.messages, _written({**messages, "temperature": 0.7, "max_tokens": 128})),
     }
 
 
@@ -71,20 +79,24 @@ def _plain() -> bytes:
     return plain.end()
 
 
-def _openai_body() -> Callable[[], bytes]:
-    parse, wanted = bodies()["chat/completions"]
-    translator = parse(wanted.replace(b'"stream":true', b'"stream":false')).translator
-
-    def run() -> bytes:
-        body = translator(_STAMP)
+def _answering(errand: Errand) -> Callable[[], object]:
+    def answer() -> bytes:
+        body = errand.translator(_STAMP)
         body.feed(WHOLE)
         return body.end()
 
-    return run
+    return answer
 
 
 def _parsing(parse: Callable[[bytes], Errand], body: bytes) -> Callable[[], object]:
     return lambda: parse(body)
+
+
+def _feeding(errand: Errand, token: bytes) -> Callable[[], object]:
+    """A token of a stream that has begun; a response's whole text is kept, as it is in a long answer."""
+    events = errand.translator(_STAMP)
+    events.feed(token)
+    return lambda: events.feed(token)
 
 
 def _encoding(errand: Errand) -> Callable[[], object]:
@@ -97,18 +109,25 @@ def cases() -> dict[str, tuple[Callable[[], object], int]]:
     requests = bodies()
     for name, (parse, body) in requests.items():
         found[f"parse {name}"] = (_parsing(parse, body), len(body))
-    for name in ("chat", "generate", "chat/completions"):
+    for name in ("chat", "generate", "chat/completions", "messages"):
         parse, body = requests[name]
         found[f"for the worker {name}"] = (_encoding(parse(body)), len(body))
     lines = Native()
-    parse, body = requests["chat/completions"]
-    events = parse(body).translator(_STAMP)
-    events.feed(TOKEN)
     found["token, native"] = (lambda: lines.feed(TOKEN), len(TOKEN))
-    found["token, as an event"] = (lambda: events.feed(TOKEN), len(TOKEN))
+    for name, token in (
+        ("chat/completions", TOKEN),
+        ("completions", TEXT_TOKEN),
+        ("responses", TOKEN),
+        ("messages", TOKEN),
+    ):
+        parse, body = requests[name]
+        found[f"token, {name}"] = (_feeding(parse(body), token), len(token))
     found["last line, native"] = (lambda: Native().feed(WHOLE), len(WHOLE))
     found["answer, native"] = (_plain, len(WHOLE))
-    found["answer, chat/completions"] = (_openai_body(), len(WHOLE))
+    for name in ("chat/completions", "responses", "messages"):
+        parse, body = requests[name]
+        unstreamed = parse(body.replace(b'"stream":true', b'"stream":false'))
+        found[f"answer, {name}"] = (_answering(unstreamed), len(WHOLE))
     return found
 
 

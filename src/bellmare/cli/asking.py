@@ -140,6 +140,32 @@ def _workers_table(rows: list[dict[str, Any]]) -> Table:
     return table
 
 
+def show_queue(url: str, *, as_json: bool) -> None:
+    """Those that wait, the next for each model first."""
+    answer = ask(url, "/api/v1/queue")
+    if as_json:
+        sys.stdout.write(json.dumps(answer, indent=2) + "\n")
+        return
+    console = Console()
+    rows = answer["rows"]
+    if not rows:
+        console.print("nobody waits")
+        return
+    console.print(_queue_table(sorted(rows, key=lambda row: (row["model"], row["position"]))))
+    if answer["waiting"] > len(rows):
+        console.print(f"and {answer['waiting'] - len(rows)} more")
+
+
+def _queue_table(rows: list[dict[str, Any]]) -> Table:
+    columns = ("MODEL", "TURN", "IN ABOUT", "WAITED", "LEFT", "PRIORITY", "TENANT", "WAITS FOR", "REQUEST")
+    table = _table(*columns, right=("TURN", "IN ABOUT", "WAITED", "LEFT"))
+    for row in rows:
+        spans = (span_text(row[name]) for name in ("eta_s", "age_s", "left_s"))
+        who = (row["priority"], row["tenant"], row["waits_for"], row["request"])
+        table.add_row(row["model"], str(row["position"]), *spans, *who)
+    return table
+
+
 def show_shadows(url: str, *, as_json: bool) -> None:
     """The fleet beside its shadows, and what was saved against stock Ollama."""
     report = ask(url, "/api/v1/shadows")

@@ -136,6 +136,14 @@ def workers(admin_url: AdminUrl = "", json: AsJson = False) -> None:
 
 
 @app.command()
+def queue(admin_url: AdminUrl = "", json: AsJson = False) -> None:
+    """Who waits for which model, whose turn it is, and for about how long."""
+    from bellmare.cli.asking import show_queue
+
+    show_queue(admin_url, as_json=json)
+
+
+@app.command()
 def shadows(admin_url: AdminUrl = "", json: AsJson = False) -> None:
     """What other policies and stock Ollama would have loaded, and what was saved; lately: over about six hours."""
     from bellmare.cli.asking import show_shadows

@@ -110,7 +110,7 @@ class Service:
             self.fleet,
             accounts=Accounts(self.metrics, logs),
             options=options_of(settings),
-            guard=Guard(loopback=settings.listen.loopback),
+            guard=Guard(loopback=settings.listen.loopback, origins=settings.origins),
         )
         self.lifecycle: Lifecycle | None = None
         """Set before ``start`` by whoever can reload and restart."""

@@ -17,11 +17,10 @@ FOREIGN_RETRY_US = 30 * SECOND_US
 """When somebody else's memory will be free is not known either; mostly it is another program's work, not a blink."""
 
 
-def admit(fleet: Fleet, event: RequestArrived) -> None:
-    """Decide on one arrival; afterwards it runs, waits, or has been refused."""
+def admit(fleet: Fleet, event: RequestArrived, model: Model | None) -> None:
+    """Decide on one arrival that ``model`` is to serve; afterwards it runs, waits, or has been refused."""
     state = fleet.state
     assert event.request not in state.requests, "request ids are used once"
-    model = fleet.resolve(event.name)
     if model is None:
         _refuse_unknown(fleet, event)
         return
@@ -31,7 +30,7 @@ def admit(fleet: Fleet, event: RequestArrived) -> None:
         return
     request = Request(
         request=event.request,
-        name=event.name.partition(CLASS_MARK)[0] if model.context else event.name,
+        name=event.name.partition(CLASS_MARK)[0],
         model=model.model,
         kind=event.kind,
         tenant=event.tenant,

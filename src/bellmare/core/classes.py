@@ -8,7 +8,6 @@ makes the one that is there a victim of the next, and ``seen_as`` tells by its c
 from bellmare.core.costs import learn_least
 from bellmare.core.events import LoadedModel
 from bellmare.core.fleet import CLASS_MARK, NO_CONFIG, Fleet
-from bellmare.core.health import change_holders
 from bellmare.core.state import Model, Worker
 from bellmare.core.units import InstantUs, ModelId
 
@@ -62,7 +61,7 @@ def _let_hold(fleet: Fleet, found: Model, base: Model) -> None:
     fleet.holders_changed(found)
     found.stranded_us = base.stranded_us
     if base.healthy_holders:
-        change_holders(fleet, found, base.healthy_holders)
+        fleet.change_holders(found, base.healthy_holders)
     fleet.touch(found.model)
 
 
@@ -74,7 +73,7 @@ def _retire(fleet: Fleet, found: Model) -> None:
     found.holders = {}
     fleet.holders_changed(found)
     if found.healthy_holders:
-        change_holders(fleet, found, -found.healthy_holders)
+        fleet.change_holders(found, -found.healthy_holders)
     fleet.doubt(found.model)
 
 
@@ -99,6 +98,36 @@ def seen_as(fleet: Fleet, worker: Worker, base: Model, *, loaded: LoadedModel, y
         if one.holders and fleet.context_of(one) == loaded.num_ctx:
             return one
     return base if held is None else fleet.state.models[held.model]
+
+
+def stand_in(fleet: Fleet, model: Model, name: str) -> Model:
+    """Who serves a request for ``model`` that comes now: itself; without any copy, a larger context with a free slot.
+
+    Only where it runs at once on at least as much context, and nobody waits for either: it saves the load, and on a
+    worker of their own two contexts would throw each other out.
+    """
+    if (not model.context and not model.classes) or model.copies or model.placements or model.waiting:
+        return model
+    need = fleet.context_of(model)
+    plain = name.partition(CLASS_MARK)[0]
+    larger = [one for one in fleet.family(model) if fleet.context_of(one) > need and one.holders and not one.waiting]
+    for one in sorted(larger, key=fleet.context_of):
+        for _, index in fleet.open[one.model]:
+            worker = fleet.at(index)
+            stored = worker.stored.get(plain)
+            if stored is not None and stored.model == one.blob:
+                if worker.runners[one.model].num_ctx >= need:
+                    return one
+                break
+    return model
+
+
+def larger_there(fleet: Fleet, model: Model) -> bool:
+    """Whether some worker has, or will have, the blob with a larger context: then a load of this one saves little."""
+    if not model.context and not model.classes:
+        return False
+    need = fleet.context_of(model)
+    return any((one.copies or one.placements) and fleet.context_of(one) > need for one in fleet.family(model))
 
 
 def left_us(fleet: Fleet, worker: Worker, model: Model) -> InstantUs:

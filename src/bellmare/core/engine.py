@@ -27,7 +27,7 @@ from bellmare.core import (
     scheduler,
 )
 from bellmare.core.check import check
-from bellmare.core.classes import derive_all
+from bellmare.core.classes import derive_all, stand_in
 from bellmare.core.config import CoreConfig
 from bellmare.core.costs import average, lower_least, note_service, predicted_wait_us, service_estimate_us
 from bellmare.core.decisions import (
@@ -310,14 +310,18 @@ class Engine:
     # ------------------------------------------------------------------ requests
 
     def _request_arrived(self, event: RequestArrived) -> None:
-        model = self.fleet.resolve(event.name)
-        if model is not None:
+        asked = model = self.fleet.resolve(event.name)
+        if asked is not None:
+            model = stand_in(self.fleet, asked, event.name)
+            if model is not asked:
+                hints.came_true(self.fleet, asked)
+                self.fleet.count("stood_in")
             forecast.learn(self.fleet, model)
             hints.came_true(self.fleet, model)
             demand.note_arrival(self.fleet, model, event.tenant)
             hints.note_arrival(self.fleet, model, event.tenant)
             self.policy.asked(self.fleet, model, held=bool(model.copies))
-        admission.admit(self.fleet, event)
+        admission.admit(self.fleet, event, model)
         request = self.fleet.state.requests.get(event.request)
         if model is not None and request is not None:  # who is refused is in nobody's books
             self._shadowing.arrived(model, cold=request.cache is CacheState.cold)

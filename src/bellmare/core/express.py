@@ -12,7 +12,7 @@ from bellmare.core import demand, hints
 from bellmare.core.costs import note_service, service_estimate_us
 from bellmare.core.decisions import CacheState, Decision, Dispatch
 from bellmare.core.events import Outcome, RequestArrived, RequestFinished
-from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.fleet import CLASS_MARK, Fleet, Timer
 from bellmare.core.residency import Residency
 from bellmare.core.shadows import Shadowing
 from bellmare.core.state import Burst, Model, Request, RequestPhase, Runner, Want, Worker
@@ -159,10 +159,12 @@ class Express:
             state, now_us = self._fleet.state, self._fleet.now_us
             request = state.requests[decision.request]
             if request.arrived_us == now_us:
-                blob = state.models[request.model].blob
-                state.bursts[name] = Burst(
-                    model=request.model, blob=blob, name=request.name, began_us=now_us, last_us=now_us
-                )
+                model = state.models[request.model]
+                asked = f"{request.name}{CLASS_MARK}{model.context}" if model.context else request.name
+                if asked == name:  # else a larger context stands in: each time that is looked at anew
+                    state.bursts[name] = Burst(
+                        model=model.model, blob=model.blob, name=request.name, began_us=now_us, last_us=now_us
+                    )
 
     def take_in(self, *, close: bool) -> None:
         """Put what bursts gathered into the statistics, and look at idle runners. ``close``: end the bursts too."""

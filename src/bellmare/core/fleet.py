@@ -191,6 +191,17 @@ class Fleet(Naming):
     def holders_changed(self, model: Model) -> None:
         self._preference.pop(model.model, None)
 
+    def change_holders(self, model: Model, change: int) -> None:
+        """So many healthy holders more or less; the last one's loss starts the grace of those who wait."""
+        model.healthy_holders += change
+        assert model.healthy_holders >= 0
+        self.touch(model.model)
+        if model.healthy_holders:
+            model.stranded_us = InstantUs(-1)
+        elif model.stranded_us < 0:
+            model.stranded_us = self.now_us
+            self.set_timer(self.now_us + self.config.worker_lost_grace_us, Timer.stranded, model.model)
+
     def copies(self, model: Model) -> Iterator[tuple[Worker, Runner]]:
         """Its runners in any residency. Lazy, because one of hundreds often answers the question."""
         workers = self.state.workers
@@ -271,11 +282,19 @@ class Fleet(Naming):
             self.doubt(request.model)
         return request
 
+    def move_request(self, request: Request, model: Model) -> None:
+        """A waiting request that has left its queue is one for another class of its blob from now on."""
+        self.turns[request.model].ended(request, 0)
+        self.live[request.model] -= 1
+        self.touch(request.model)
+        request.model = model.model
+        self.live[request.model] += 1
+        self.turns[request.model].began(request)
+
     # ------------------------------------------------------------------ runners and the ledger
 
     def add_runner(self, worker: Worker, runner: Runner) -> None:
-        held = self.held_on(worker, self.state.models[runner.model])
-        assert held is None, "a worker runs a blob once"
+        assert runner.model not in worker.runners
         worker.runners[runner.model] = runner
         worker.used_bytes = Bytes(worker.used_bytes + runner.bytes)
         self.state.models[runner.model].copies[worker.worker] = None

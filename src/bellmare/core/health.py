@@ -7,9 +7,9 @@ observation to say, so a restarted gateway or a network hiccup costs no model it
 
 from bellmare.core.decisions import HealthChange, Observe
 from bellmare.core.events import FaultKind, WorkerUnreachable
-from bellmare.core.fleet import Fleet, Timer
+from bellmare.core.fleet import Fleet
 from bellmare.core.scheduler import cancel_placement
-from bellmare.core.state import Model, Worker
+from bellmare.core.state import Worker
 from bellmare.core.units import InstantUs
 
 LOST_AT_ONCE = frozenset({FaultKind.refused, FaultKind.reset})
@@ -67,20 +67,8 @@ def _count_holders(fleet: Fleet, worker: Worker, change: int) -> None:
     for model_id in {stored.model: None for stored in worker.stored.values()}:
         for model in fleet.family(fleet.state.models[model_id]):
             if worker.worker in model.holders:
-                change_holders(fleet, model, change)
+                fleet.change_holders(model, change)
     for runner in worker.runners.values():
         fleet.refresh_open(worker, runner)
     fleet.refresh_room(worker)
     fleet.touch_worker(worker.worker)
-
-
-def change_holders(fleet: Fleet, model: Model, change: int) -> None:
-    """One healthy holder more or less; the last one's loss starts the grace of those who wait."""
-    model.healthy_holders += change
-    assert model.healthy_holders >= 0
-    fleet.touch(model.model)
-    if model.healthy_holders:
-        model.stranded_us = InstantUs(-1)
-    elif model.stranded_us < 0:
-        model.stranded_us = fleet.now_us
-        fleet.set_timer(fleet.now_us + fleet.config.worker_lost_grace_us, Timer.stranded, model.model)

@@ -8,6 +8,7 @@ from itertools import islice
 from typing import NamedTuple
 
 from bellmare.core import forecast
+from bellmare.core.classes import larger_there
 from bellmare.core.costs import SPAWN_US, unload_estimate_us
 from bellmare.core.decisions import LoadCause
 from bellmare.core.eviction.policy import EvictionPolicy
@@ -138,8 +139,10 @@ def _best(fleet: Fleet, policy: EvictionPolicy, models: list[Model]) -> Ahead | 
     return best
 
 
-def _missing(model: Model) -> bool:
-    return not model.copies and not model.placements and model.healthy_holders > 0 and not model.waiting
+def _missing(fleet: Fleet, model: Model) -> bool:
+    if model.copies or model.placements or model.waiting or not model.healthy_holders:
+        return False
+    return not larger_there(fleet, model)
 
 
 def _absent(fleet: Fleet) -> list[Model]:
@@ -148,7 +151,7 @@ def _absent(fleet: Fleet) -> list[Model]:
     models = fleet.state.models
     for model_id in islice(reversed(fleet.state.recent), LOOKED_MAX):
         model = models[model_id]
-        if _missing(model):
+        if _missing(fleet, model):
             found.append(model)
             if len(found) == RECENT_MAX:
                 break
@@ -157,7 +160,7 @@ def _absent(fleet: Fleet) -> list[Model]:
 
 def _foreseen(fleet: Fleet) -> list[Model]:
     models = fleet.state.models
-    return [models[model_id] for model_id in fleet.state.foreseen if _missing(models[model_id])]
+    return [models[model_id] for model_id in fleet.state.foreseen if _missing(fleet, models[model_id])]
 
 
 def weigh(fleet: Fleet, policy: EvictionPolicy, model: Model, *, least: float = 0.0) -> Ahead | None:

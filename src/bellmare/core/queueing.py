@@ -114,6 +114,42 @@ def _serve_other(fleet: Fleet, model: Model) -> bool:
     return False
 
 
+def lend(fleet: Fleet, model: Model) -> None:
+    """Free slots of a context that nobody waits for serve those who wait for a smaller one that has no copy anywhere.
+
+    Else a worker of their own would change contexts with every other request (``classes.stand_in`` does the same for
+    who need not wait at all). In the order of the smaller one's turns.
+    """
+    family = list(fleet.family(model))
+    for large in family:
+        if not fleet.open[large.model] or large.waiting or not large.holders:
+            continue
+        most = fleet.context_of(large)
+        small = [one for one in family if one.waiting and fleet.context_of(one) < most]
+        small = [one for one in small if not one.copies and not one.placements]
+        while small and fleet.open[large.model]:
+            next_one = min(small, key=lambda one: fleet.queues[one.model][0][0])
+            if not _lend_to(fleet, next_one, large) or not next_one.waiting:
+                small.remove(next_one)
+
+
+def _lend_to(fleet: Fleet, small: Model, large: Model) -> bool:
+    """Whether the next of ``small`` got a slot of ``large``."""
+    need, service_us = fleet.context_of(small), service_estimate_us(fleet, small)
+    request = fleet.turns[small.model].first(fleet.now_us, gap_us=service_us, service_us=service_us)
+    assert request is not None, "somebody waits"
+    for _, index in fleet.open[large.model]:
+        worker = fleet.at(index)
+        runner = worker.runners[large.model]
+        if runner.num_ctx >= need and fleet.acceptable(worker, request):
+            leave_queue(fleet, request)
+            fleet.move_request(request, large)
+            fleet.count("stood_in")
+            dispatch(fleet, request, worker, runner=runner)
+            return True
+    return False
+
+
 def free_slot(fleet: Fleet, request: Request, *, aborted: bool) -> None:
     """Take back the slot of a running request. Aborted before its first token, it leaves a zombie (ollama.md 2.4)."""
     if request.charged_us >= 0:

@@ -17,7 +17,7 @@ from bellmare.core.costs import (
 from bellmare.core.decisions import UnloadCause
 from bellmare.core.events import LoadedModel, StoredModel, WorkerObserved
 from bellmare.core.fleet import Fleet
-from bellmare.core.health import bring_in, change_holders
+from bellmare.core.health import bring_in
 from bellmare.core.residency import Cue, Residency
 from bellmare.core.scheduler import ask_to_leave
 from bellmare.core.state import Model, Runner, Worker
@@ -136,7 +136,7 @@ def _hold(fleet: Fleet, worker: Worker, model: Model) -> None:
     if names == 0:
         fleet.holders_changed(model)
         if worker.healthy:
-            change_holders(fleet, model, 1)
+            fleet.change_holders(model, 1)
 
 
 def _let_go(fleet: Fleet, worker: Worker, model: Model) -> None:
@@ -149,7 +149,7 @@ def _let_go(fleet: Fleet, worker: Worker, model: Model) -> None:
         fleet.holders_changed(model)
         fleet.doubt(model.model)
         if worker.healthy:
-            change_holders(fleet, model, -1)
+            fleet.change_holders(model, -1)
 
 
 def _take_loaded(fleet: Fleet, worker: Worker, event: WorkerObserved) -> None:

@@ -71,6 +71,8 @@ def _settle(fleet: Fleet, policy: EvictionPolicy) -> None:
             model = fleet.state.models.get(_take(fleet.dirty_models))
             if model is not None:
                 queueing.serve(fleet, model)
+                if model.context or model.classes:
+                    queueing.lend(fleet, model)
                 _reassess(fleet, policy, model)
                 if not model.holders:
                     fleet.forget_unused(model)

@@ -18,18 +18,26 @@ from bellmare.gateway.catalogue import Catalogue
 from bellmare.gateway.context import ContextGuard
 from bellmare.gateway.conversation import SHUTTING_DOWN, Conversation
 from bellmare.gateway.counting import TokenCounter, answer_count
+from bellmare.gateway.cross_origin import lines_for, preflight
 from bellmare.gateway.errands import anthropic, native, openai
 from bellmare.gateway.errands.errand import Errand
 from bellmare.gateway.faults import STATUS_LEFT
 from bellmare.gateway.guard import LOOPBACK_GUARD, Guard
 from bellmare.gateway.hinting import Hinting, next_models
+from bellmare.gateway.management.access import REFUSED, Managers
+from bellmare.gateway.management.blobs import PREFIX as BLOBS
+from bellmare.gateway.management.blobs import Blobs
+from bellmare.gateway.management.changes import Changes
+from bellmare.gateway.management.spool import Spool
 from bellmare.gateway.naming import Naming
 from bellmare.gateway.options import GatewayOptions
 from bellmare.gateway.parsing import INLINE_BYTES_MAX, LargeBodies
 from bellmare.gateway.relay import Relay
 from bellmare.gateway.shelf import Shelf
 from bellmare.gateway.tenants import Tenants, priority_of
-from bellmare.gateway.vocabularies import FleetSource, Tokens
+from bellmare.gateway.vocabularies import FleetSource
+from bellmare.gateway.waiting import Heart
+from bellmare.http.bodies import BodySink
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
@@ -40,6 +48,8 @@ from bellmare.runtime.driver import Driver
 from bellmare.runtime.fleet import WorkerFleet
 
 SMALL_BODY_BYTES_MAX = 64 << 10
+CHANGE_BYTES_MAX = 4 << 20
+"""Of a request to create a model: its template, its system prompt, its licences."""
 CORE_IDS_MAX = 10_000
 BUSY_PARSING = "too many large requests at once"
 SERVED_METHODS = ("GET", "HEAD", "POST")
@@ -55,12 +65,14 @@ class Route:
     answer: Callable[[Exchange], None]
     body_bytes_max: int = SMALL_BODY_BYTES_MAX
     inference: bool = False
+    manages: bool = False
+    """Changes what the fleet stores: only for clients that have the right."""
 
 
 class Ticket:
     """What a request's head says, read once for all requests of a connection that have the same."""
 
-    __slots__ = ("models", "own_id", "priority", "route", "settings", "tenant")
+    __slots__ = ("cors", "models", "own_id", "priority", "route", "settings", "spool", "tenant")
 
     def __init__(self, route: Route) -> None:
         self.route = route
@@ -71,6 +83,10 @@ class Ticket:
         self.models: tuple[Expected, ...] = ()
         self.own_id = ""
         """The id that the client gave; empty if it gave none that can be used."""
+        self.cors = b""
+        """Header lines for a browser that asks for a page."""
+        self.spool: Spool | None = None
+        """Who takes the body, if it is a blob."""
 
 
 class Gateway:
@@ -92,9 +108,12 @@ class Gateway:
         self.guard = guard
         self.tenants = Tenants(driver.engine.config.tenants)
         self.shelf = Shelf(driver, fleet)
-        self.naming = Naming(options.names, self.shelf.abilities)
+        self.naming = Naming(options.names, self.shelf.abilities, self.shelf.in_context)
         self.hinting = Hinting(driver, self.tenants, accounts, naming=self.naming)
         self.catalogue = Catalogue(self.shelf, self.naming, self.hinting)
+        self.managers = Managers(options.managers)
+        self.changes = Changes(self.shelf)
+        self.blobs = Blobs(self.shelf)
         self._born = f"{driver.clock.wall_us():x}"
         self._count = 0
         self._settings = 0
@@ -104,9 +123,10 @@ class Gateway:
         """For requests that brought their own id, what the core calls them; the newest ``CORE_IDS_MAX``."""
         self.large_bodies = LargeBodies(lambda: accounts.refused_early(STATUS_LEFT))
         self._routes = self._table(options.body_bytes_max)
+        self._blob_route = Route(("HEAD", "POST"), self._blob, manages=True)
         counter = Counter(Library(FleetSource(self.shelf), fleet.tasks, report=accounts.unread))
         accounts.context.state = counter.figures
-        self.counter: TokenCounter = Tokens(counter)
+        self.counter: TokenCounter | None = counter
         self.context = ContextGuard(
             driver.engine.fleet,
             counter,
@@ -114,6 +134,10 @@ class Gateway:
             rules=options.context,
             on_left=lambda: accounts.refused_early(STATUS_LEFT),
         )
+        self.heart = Heart(
+            lambda: list(self._open.values()), lambda one: driver.engine.position(one.request), driver.clock.now_us
+        )
+        self.heart.set(options.heartbeat_us)
         self.relay: Relay | None = None
         """Once another process has taken over: requests for models are its to answer."""
 
@@ -121,6 +145,9 @@ class Gateway:
         """Let changed settings hold for the requests that come from now on."""
         self.timeouts = options.timeouts
         self.naming.rules = options.names
+        self.guard.allow(options.origins)
+        self.managers = Managers(options.managers)
+        self.heart.set(options.heartbeat_us)
         self.context.rules = options.context
         self._routes = self._table(options.body_bytes_max)
         self.tenants.name(self.driver.engine.config.tenants)
@@ -136,6 +163,11 @@ class Gateway:
             "/api/ps": Route(("GET",), catalogue.ps),
             "/api/show": Route(("POST",), catalogue.show),
             "/v1/models": Route(("GET",), catalogue.models),
+            "/api/pull": self._manage("POST", self.changes.pull),
+            "/api/push": self._manage("POST", self.changes.push),
+            "/api/create": self._manage("POST", self.changes.create),
+            "/api/copy": self._manage("POST", self.changes.copy),
+            "/api/delete": self._manage("DELETE", self.changes.delete),
             "/api/prepare": Route(("POST",), self.hinting.prepare),
             "/v1/prepare": Route(("POST",), self.hinting.prepare),
             "/api/generate": self._infer(native.generate, body),
@@ -143,6 +175,9 @@ class Gateway:
             "/api/embed": self._infer(native.embed, body),
             "/api/embeddings": self._infer(native.embeddings, body),
             "/v1/chat/completions": self._infer(openai.chat_completions, body),
+            "/v1/completions": self._infer(openai.completions, body),
+            "/v1/embeddings": self._infer(openai.embeddings, body),
+            "/v1/responses": self._infer(openai.responses, body),
             "/v1/messages": self._infer(anthropic.messages, body),
             "/v1/messages/count_tokens": Route(
                 ("POST",), self._taken(anthropic.count_tokens, self._count_tokens), body
@@ -151,10 +186,17 @@ class Gateway:
 
     # ------------------------------------------------------------------ http.Application
 
-    def on_head(self, request: Request) -> Refusal | int:
+    def on_head(self, request: Request) -> Refusal | int | BodySink:
         if not self.guard.lets_pass(request):
             self.accounts.refused_early(403)
             return Refusal(status=403, close=True)
+        verdict = preflight(request) or self._admit(request)
+        if isinstance(verdict, Refusal) and verdict.status != 204 and (origin := request.header(b"origin")) is not None:
+            headers = (*verdict.headers, (b"access-control-allow-origin", origin), (b"vary", b"Origin"))
+            return msgspec.structs.replace(verdict, headers=headers)
+        return verdict
+
+    def _admit(self, request: Request) -> Refusal | int | BodySink:
         route = self._route(request.path)
         if route is None and request.target != "*":
             self.accounts.refused_early(404)
@@ -167,11 +209,27 @@ class Gateway:
             return msgspec.structs.replace(refusal, headers=(*refusal.headers, (b"allow", allowed.encode())))
         if route.inference:
             self.hinting.uploading(request)
-        request.ticket = Ticket(route)
+        request.ticket = ticket = Ticket(route)
+        origin = request.header(b"origin")
+        if origin is not None:
+            ticket.cors = lines_for(origin)
+        if route.manages:
+            if not self.managers.may(request.peer):
+                self.accounts.refused_early(403)
+                return replies.http_refusal(403, REFUSED, request.path)
+            if route is self._blob_route and request.method == "POST":
+                taker = self.blobs.accept(request)
+                ticket.spool = None if isinstance(taker, Refusal) else taker
+                return taker
         return route.body_bytes_max
 
     def on_request(self, exchange: Exchange) -> None:
         ticket: Ticket = exchange.request.ticket
+        if ticket.cors:
+            exchange.extra = ticket.cors
+        if ticket.route.manages and not self.managers.may(exchange.request.peer):  # the settings may have changed
+            self._refuse(exchange, 403, REFUSED)
+            return
         ticket.route.answer(exchange)
 
     def on_bad_request(self, status: int, reason: str, target: str) -> Refusal:
@@ -186,7 +244,22 @@ class Gateway:
         route = self._routes.get(path)
         if route is None and path.startswith("/v1/models/"):
             return Route(("GET",), self.catalogue.model)
+        if route is None and path.startswith(BLOBS):
+            return self._blob_route
         return route
+
+    @staticmethod
+    def _manage(method: str, answer: Callable[[Exchange], None]) -> Route:
+        return Route((method,), answer, CHANGE_BYTES_MAX, manages=True)
+
+    def _blob(self, exchange: Exchange) -> None:
+        spool: Spool | None = exchange.request.ticket.spool
+        if spool is not None:
+            self.blobs.receive(exchange, spool)
+        elif exchange.request.method == "POST":  # the same head again
+            self._refuse(exchange, 400, "a blob has a body")
+        else:
+            self.blobs.head(exchange)
 
     # ------------------------------------------------------------------ inference
 
@@ -392,4 +465,6 @@ class Gateway:
     def close(self) -> None:
         """Nobody is served any more."""
         self.large_bodies.shut()
+        self.heart.stop()
+        self.blobs.close()
         self.context.close()

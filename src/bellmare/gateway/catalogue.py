@@ -9,6 +9,7 @@ import msgspec
 from bellmare.gateway import replies
 from bellmare.gateway.faults import public_text
 from bellmare.gateway.hinting import Hinting
+from bellmare.gateway.leaving import Leaver
 from bellmare.gateway.naming import Naming
 from bellmare.gateway.shelf import Shelf
 from bellmare.http.client import UpstreamError
@@ -66,9 +67,11 @@ class Catalogue:
         exchange.respond(200, [replies.JSON], msgspec.json.encode({"models": models}))
 
     def models(self, exchange: Exchange) -> None:
-        entries = [(name, _instant(entry.modified_at) // 1_000_000) for entry, name in self._listed()]
+        entries = [(name, _instant(entry.modified_at)) for entry, name in self._listed()]
+        entries.sort(key=lambda entry: entry[1], reverse=True)  # as in tags
         self._hinting.listed(exchange.request)
-        exchange.respond(200, [replies.JSON], models_list(entries))
+        listed = models_list((name, modified_us // 1_000_000) for name, modified_us in entries)
+        exchange.respond(200, [replies.PLAIN_JSON], listed)
 
     def model(self, exchange: Exchange) -> None:
         """GET /v1/models/NAME; names with slashes are served too, unlike by Ollama (ollama.md 1.3)."""
@@ -83,9 +86,8 @@ class Catalogue:
         if port is None:
             self._not_found(exchange, spelling, name, dialect=Dialect.openai)
             return
-        entry = port.tags[meant]
-        shown = entry.name if meant == name else name
-        exchange.respond(200, [replies.JSON], model_entry(shown, _instant(entry.modified_at) // 1_000_000))
+        modified_s = _instant(port.tags[meant].modified_at) // 1_000_000
+        exchange.respond(200, [replies.PLAIN_JSON], model_entry(spelling, modified_s))
 
     def show(self, exchange: Exchange) -> None:
         """Asked of a worker that stores the serving version."""
@@ -109,7 +111,7 @@ class Catalogue:
         self._shows += 1
         task = self._fleet.tasks.spawn(_show(exchange, port, body), name="show")
         task.add_done_callback(self._show_ended)
-        exchange.listener = _Leaver(task)
+        exchange.listener = Leaver(task)
 
     def _show_ended(self, task: "asyncio.Task[None]") -> None:
         self._shows -= 1
@@ -126,22 +128,6 @@ class Catalogue:
     def _not_found(self, exchange: Exchange, spelling: str, name: str, *, dialect: Dialect) -> None:
         text = replies.not_found_text(spelling, name, self._driver.engine.fleet.state.votes)
         exchange.respond(404, [replies.JSON], render_error(dialect, 404, text))
-
-
-class _Leaver:
-    """Listens for a client that leaves while a worker is asked for it."""
-
-    def __init__(self, task: "asyncio.Task[None]") -> None:
-        self._task = task
-
-    def on_disconnect(self) -> None:
-        self._task.cancel()
-
-    def on_pause(self) -> None:
-        """One answer in one write: there is nothing to hold back."""
-
-    def on_resume(self) -> None:
-        """As ``on_pause``."""
 
 
 async def _show(exchange: Exchange, port: OllamaWorker, body: bytes) -> None:

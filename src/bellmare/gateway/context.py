@@ -141,7 +141,7 @@ class ContextGuard:
         policy = rules.of(name, tenant) if rules.models or rules.tenants else rules.usual
         if policy.policy == "off":
             return True
-        num_ctx = fleet.context_of(model)
+        num_ctx = errand.context or fleet.context_of(model)
         options = native.options
         if options and options.get("num_predict", 0) > 0:
             wanted = plans.room(num_ctx, at_percent=policy.at_percent, output=options["num_predict"]).wanted
@@ -268,7 +268,7 @@ class ContextGuard:
         policy = self.rules.of(name, tenant)
         contexts = self._fleet.contexts(name) or (0,)
         model = self._fleet.resolve(name)
-        num_ctx = self._fleet.context_of(model) if model is not None else 0
+        num_ctx = (errand.context or self._fleet.context_of(model)) if model is not None else 0
         if not num_ctx:  # its last worker has gone meanwhile: the core will say so
             return errand, False
         output = (native.options or _NOTHING).get("num_predict", 0)

@@ -97,6 +97,8 @@ class Conversation(msgspec.Struct, eq=False):
     """Why the model that was meant could not have it, once a fallback was asked."""
     _arrival: tuple[InstantUs, str, Priority] = (InstantUs(0), "", Priority.normal)
     """What the core was told beside the errand: deadline, tenant, priority."""
+    _beaten_us: InstantUs = InstantUs(0)
+    """When it last heard a heartbeat."""
     _call: Call | None = None
     _upstream_status: int = 0
     _error_body: bytes = b""
@@ -115,7 +117,7 @@ class Conversation(msgspec.Struct, eq=False):
         driver.submit(
             RequestArrived(  # in the order of its fields: by name it takes thrice as long
                 self.request,
-                (errand.guarded and errand.guarded.class_name) or errand.name,
+                (errand.guarded and errand.guarded.class_name) or errand.context_class or errand.name,
                 deadline_us,
                 errand.kind,
                 tenant,
@@ -133,9 +135,7 @@ class Conversation(msgspec.Struct, eq=False):
         self.dispatched = decision
         self.attempts = decision.attempt
         errand = self.errand
-        self.translator = errand.translator(
-            Stamp(self.public_id, self.desk.driver.clock.wall_s(), errand.spelling, errand.asked)
-        )
+        self.translator = errand.translator(self._stamp())
         self._upstream_status = 0
         self._error_body = b""
         upstream = self.desk.upstream(decision.worker)
@@ -187,7 +187,7 @@ class Conversation(msgspec.Struct, eq=False):
         try:
             ready = translator.feed(data)
             if ready:
-                if not self.exchange.started:
+                if self.first_byte_us < 0:
                     self._start(translator)
                 self.exchange.write(ready)
         except Exception as error:  # noqa: BLE001 - whatever a worker's bytes do to a codec, the request must end
@@ -275,7 +275,7 @@ class Conversation(msgspec.Struct, eq=False):
 
     def _error_inside(self, text: str) -> None:
         """An error within a 200: as a status if nothing was sent, else as the dialect's error frame."""
-        if not self.exchange.started:
+        if self.first_byte_us < 0:
             self._error_answer(status_within(text), text)
             return
         fault = FaultKind.crashed if is_crash(500, text) else FaultKind.failed
@@ -288,7 +288,7 @@ class Conversation(msgspec.Struct, eq=False):
         assert translator is not None, "an answer breaks after dispatch"
         if translator.error is not None and self._upstream_status == 200:
             self._error_inside(translator.error)
-        elif not self.exchange.started:
+        elif self.first_byte_us < 0:
             self._try_elsewhere(fault, detail)
         elif translator.final is not None:  # the client has its whole answer; only the last chunk is missing
             self.exchange.finish()
@@ -298,8 +298,10 @@ class Conversation(msgspec.Struct, eq=False):
             self._finish(Outcome.failed, status=200, detail=detail, fault=fault)
 
     def _cut(self, text: str) -> None:
-        assert self.translator is not None
-        self.exchange.write(self.translator.cut(text))
+        translator = self.translator
+        if translator is None:  # it has only heard heartbeats
+            translator = self.errand.translator(self._stamp())
+        self.exchange.write(translator.cut(text))
         self.exchange.finish()
 
     def _try_elsewhere(self, fault: FaultKind, detail: str) -> None:
@@ -358,7 +360,7 @@ class Conversation(msgspec.Struct, eq=False):
         assert not self.ended, "a request ends once"
         self.ended = True
         self.outcome = outcome
-        self.status = status
+        self.status = 200 if self._beaten_us else status  # whatever came after a heartbeat
         self.exchange.listener = None
         self.desk.account(self)
 
@@ -367,11 +369,31 @@ class Conversation(msgspec.Struct, eq=False):
     def _start(self, translator: Translator) -> None:
         self._note_first_byte()
         exchange = self.exchange
-        exchange.start(200, self._headers(translator))
+        if not exchange.started:
+            exchange.start(200, self._headers(translator))
         exchange.request.take_parts()  # nobody will ask for it again, and a stream is long
         if self._call is not None and exchange.chunked and isinstance(translator, Native):
             self._call.relay = translator.relay(exchange.passer())
         self.desk.driver.feed(FirstTokenReceived(request=self.request))
+
+    def _stamp(self) -> Stamp:
+        errand = self.errand
+        return Stamp(self.public_id, self.desk.driver.clock.wall_s(), errand.spelling, errand.asked)
+
+    def silent_since(self, instant_us: int) -> bool:
+        """Whether it has waited since then without a word to its client."""
+        return self.first_byte_us < 0 and not self.ended and max(self.arrived_us, self._beaten_us) <= instant_us
+
+    def beat(self, heartbeat: bytes, first: HeaderLines | None) -> None:
+        """Send a sign of life. ``first``: with the head of the answer, which says this too."""
+        self._beaten_us = self.desk.driver.clock.now_us()
+        if self.exchange.paused:
+            return
+        if first is not None:
+            begin = self.errand.translator(self._stamp()).headers
+            request_id = header_lines([(b"x-request-id", self.public_id.encode())])
+            self.exchange.start(200, HeaderLines(begin + request_id + first))
+        self.exchange.write(heartbeat)
 
     def _note_first_byte(self) -> None:
         self.first_byte_us = self.desk.driver.clock.now_us()
@@ -381,18 +403,24 @@ class Conversation(msgspec.Struct, eq=False):
         headers = replies.answer_headers(translator.headers, self.dispatched, self.public_id)
         errand = self.errand
         guarded = errand.guarded
-        if errand.overridden or errand.redirected or (guarded is not None and guarded.header):
+        noted = guarded.header if guarded is not None else b""
+        if errand.context_class and not noted:
+            noted = b"class=%d" % errand.context
+        if errand.overridden or errand.redirected or noted:
             more: replies.Headers = []
             if errand.overridden:
                 more.append((b"x-bellmare-overridden", ",".join(errand.overridden).encode()))
             if errand.redirected:
                 more.append((b"x-bellmare-model", errand.name.encode()))
-            if guarded is not None and guarded.header:
-                more.append((b"x-bellmare-context", guarded.header))
+            if noted:
+                more.append((b"x-bellmare-context", noted))
             return HeaderLines(headers + header_lines(more))
         return headers
 
     def _respond_error(self, status: int, text: str, *, headers: replies.Headers | None = None) -> None:
+        if self.exchange.started:  # by a heartbeat
+            self._cut(text)
+            return
         begin, body = replies.error_answer(self.errand.dialect, status, text, public_id=self.public_id)
         all_headers = [*begin, (b"x-request-id", self.public_id.encode()), *(headers or [])]
         if self.dispatched is not None:

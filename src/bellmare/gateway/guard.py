@@ -4,6 +4,7 @@ not easier to reach from a browser than the server behind it."""
 import ipaddress
 import re
 import socket
+from collections.abc import Sequence
 
 from bellmare.http.messages import Request
 
@@ -16,13 +17,23 @@ _LOCAL_ENDINGS = (".localhost", ".local", ".internal")
 
 
 class Guard:
-    """Judges a head. ``loopback``: the listener is reached from this machine only, so foreign Hosts are rebinding."""
+    """Judges a head. ``loopback``: the listener is reached from this machine only, so foreign Hosts are rebinding.
 
-    def __init__(self, *, loopback: bool) -> None:
+    ``origins``: let in beside Ollama's own, with ``*`` for any part, as in OLLAMA_ORIGINS.
+    """
+
+    def __init__(self, *, loopback: bool, origins: Sequence[str] = ()) -> None:
         self._loopback = loopback
+        self._origins: re.Pattern[bytes] | None = None
+        self.allow(origins)
         self._hostname = socket.gethostname().lower()
         self._known: dict[bytes, bool] = {}
         """Hosts judged before; the newest ``KNOWN_MAX``."""
+
+    def allow(self, origins: Sequence[str]) -> None:
+        """These origins are let in from now on, beside Ollama's own."""
+        patterns = [re.escape(origin).replace(r"\*", "[^\\s]*").encode() for origin in origins]
+        self._origins = re.compile(b"|".join(patterns), re.IGNORECASE) if patterns else None
 
     def lets_pass(self, request: Request) -> bool:
         """Whether neither Host nor Origin speaks of a foreign page."""
@@ -31,10 +42,11 @@ class Guard:
             return False
         return not self._loopback or self._local(request.header(b"host") or b"")
 
-    @staticmethod
-    def _own_origin(origin: bytes, host: bytes) -> bool:
+    def _own_origin(self, origin: bytes, host: bytes) -> bool:
         """An allowed origin, or the page's own server: ours."""
-        return _ORIGINS.fullmatch(origin) is not None or origin.partition(b"://")[2] == host != b""
+        if _ORIGINS.fullmatch(origin) is not None or origin.partition(b"://")[2] == host != b"":
+            return True
+        return self._origins is not None and self._origins.fullmatch(origin) is not None
 
     def _local(self, host: bytes) -> bool:
         verdict = self._known.get(host)

@@ -140,8 +140,10 @@ class Hinting:
         model = fleet.resolve(name)
         if model is None:
             return ModelState.expected
-        state = ModelState.loading if model.placements else ModelState.expected
-        for _, runner in fleet.copies(model):
+        need = fleet.context_of(model)
+        serving = [one for one in fleet.family(model) if fleet.context_of(one) >= need]
+        state = ModelState.loading if any(one.placements for one in serving) else ModelState.expected
+        for _, runner in (copy for one in serving for copy in fleet.copies(one)):
             if runner.residency is Residency.resident:
                 return ModelState.resident
             if runner.residency is Residency.loading:

@@ -13,6 +13,9 @@ from bellmare.protocols.names import full_name
 COMPLETION, TOOLS, INSERT, THINKING = "completion", "tools", "insert", "thinking"
 """Ollama's words for what a model can do (ollama.md 1.4)."""
 
+Classes = Callable[[str, int], tuple[str, int] | None]
+"""For a canonical name and a client's num_ctx: what the core is asked for, and its context; None if nobody has it."""
+
 Abilities = Callable[[str], frozenset[str] | None]
 """What the model of a canonical name can do; None if no worker has said."""
 
@@ -31,11 +34,12 @@ class NameRules(msgspec.Struct, frozen=True):
 class Naming:
     """Applies the rules to requests, before anything is decided about them."""
 
-    __slots__ = ("_abilities", "rules")
+    __slots__ = ("_abilities", "_classes", "rules")
 
-    def __init__(self, rules: NameRules, abilities: Abilities) -> None:
+    def __init__(self, rules: NameRules, abilities: Abilities, classes: Classes = lambda name, num_ctx: None) -> None:
         self.rules = rules
         self._abilities = abilities
+        self._classes = classes
 
     def meant(self, name: str) -> str:
         """The canonical name of the model that a canonical name stands for."""
@@ -54,12 +58,28 @@ class Naming:
             name = meant
         if rules.fallbacks and (others := rules.fallbacks.get(name)) is not None:
             errand = msgspec.structs.replace(errand, fallbacks=others)
+        if errand.overridden and "num_ctx" in errand.overridden:
+            errand = self._in_context(errand, name)
         if errand.kind is RequestKind.embedding or errand.released:
             return errand
         abilities = self._abilities(name)
         if abilities is None or _suits(errand, abilities):
             return errand
         return _adapted(errand, abilities)
+
+    def _in_context(self, errand: Errand, name: str) -> Errand:
+        """In the context that comes nearest to what the client said: no client's own reloads a runner."""
+        wanted = (errand.native.options or {}).get("num_ctx")
+        found = self._classes(name, wanted) if isinstance(wanted, int) else None
+        if found is None:
+            return errand
+        asked, context = found
+        overridden = errand.overridden
+        if context == wanted:
+            overridden = tuple(option for option in overridden if option != "num_ctx")
+        return msgspec.structs.replace(
+            errand, context=context, context_class=asked if asked != name else "", overridden=overridden
+        )
 
 
 def _suits(errand: Errand, abilities: frozenset[str]) -> bool:

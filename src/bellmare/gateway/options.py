@@ -1,9 +1,13 @@
 """What the operator's settings mean to the data plane: one value, replaced as a whole when they change."""
 
+import ipaddress
+
 import msgspec
 
+from bellmare.core.units import SpanUs
 from bellmare.gateway.context import ContextRules, Differs, Policy
 from bellmare.gateway.conversation import GatewayTimeouts
+from bellmare.gateway.management.access import Network
 from bellmare.gateway.naming import NameRules
 from bellmare.protocols.names import canonical_name
 from bellmare.settings import Settings
@@ -16,6 +20,12 @@ class GatewayOptions(msgspec.Struct, frozen=True):
     timeouts: GatewayTimeouts = GatewayTimeouts()
     body_bytes_max: int = 64 << 20
     names: NameRules = NameRules()
+    heartbeat_us: SpanUs = SpanUs(0)
+    """After so long without a word a waiting stream hears something; zero: nothing."""
+    origins: tuple[str, ...] = ()
+    """Of web pages that may use it, beside those that Ollama lets in."""
+    managers: tuple[Network, ...] = ()
+    """Clients that may change what the fleet stores."""
     context: ContextRules = ContextRules()
 
 
@@ -31,6 +41,9 @@ def options_of(settings: Settings) -> GatewayOptions:
         ),
         body_bytes_max=limits.body_bytes,
         names=_names(settings),
+        heartbeat_us=settings.queue.heartbeat_us,
+        origins=settings.origins,
+        managers=tuple(ipaddress.ip_network(text, strict=False) for text in settings.manage),
         context=_context(settings),
     )
 

@@ -14,6 +14,8 @@ from bellmare.protocols.names import close_names, display_name
 Headers = list[tuple[bytes, bytes]]
 
 JSON = (b"content-type", b"application/json; charset=utf-8")
+PLAIN_JSON = (b"content-type", b"application/json")
+"""Of whole answers of the other dialects: Ollama names no character set there."""
 NDJSON = (b"content-type", b"application/x-ndjson")
 EVENTS = (b"content-type", b"text/event-stream")
 TEXT = (b"content-type", b"text/plain; charset=utf-8")

@@ -33,10 +33,28 @@ class Shelf:
                 return port if name in port.tags else None
         return None
 
+    def healthy(self) -> list[OllamaWorker]:
+        """All workers that answer at the moment."""
+        workers = self.driver.engine.fleet.state.workers
+        return [
+            port for worker_id, port in self.fleet.ports.items() if worker_id in workers and workers[worker_id].healthy
+        ]
+
+    async def look(self, ports: list[OllamaWorker]) -> None:
+        """Have the core see these workers as they are now: who changed them may ask for the model at once."""
+        await self.fleet.look(ports)
+
     def abilities(self, name: str) -> frozenset[str] | None:
         """What the model of a canonical name can do; None if no worker has said."""
         port = self.holder(name)
         return port.abilities.get(name) if port is not None else None
+
+    def in_context(self, name: str, num_ctx: int) -> tuple[str, int] | None:
+        """What the core is asked for when a client says ``num_ctx``, and what that holds; None if nobody stores it."""
+        fleet = self.driver.engine.fleet
+        asked = fleet.class_asked(name, num_ctx)
+        model = fleet.resolve(asked) if asked is not None else None
+        return (asked, fleet.context_of(model)) if asked is not None and model is not None else None
 
     def stored(self) -> dict[str, ollama.TagsModel]:
         """Every name of the fleet with the entry of a worker that holds the serving version."""

@@ -9,7 +9,7 @@ from typing import Protocol
 
 import msgspec
 
-from bellmare.gateway.replies import EVENTS, JSON, NDJSON
+from bellmare.gateway.replies import EVENTS, JSON, NDJSON, PLAIN_JSON
 from bellmare.http.messages import HeaderLines, header_lines
 from bellmare.protocols.errors import BadAnswer, Dialect, stream_error
 from bellmare.protocols.ndjson import LineGate, LineSplitter
@@ -208,6 +208,8 @@ class StreamCodec(Protocol):
 class DialectBody(Plain):
     """One object in a dialect, written when the native answer is complete."""
 
+    headers = header_lines([PLAIN_JSON])
+
     def __init__(self, write: Callable[[bytes], bytes]) -> None:
         """``write``: from the whole native answer to the dialect's. May raise BadAnswer."""
         super().__init__()
@@ -216,6 +218,52 @@ class DialectBody(Plain):
     def end(self) -> bytes:
         body = super().end()
         return b"" if self.error is not None else self._write(body)
+
+
+class BodyReader(Protocol):
+    """Takes a native answer apart as it comes, so that a large one does not keep the loop busy at its end; pure."""
+
+    def feed(self, data: bytes) -> None: ...
+
+    def native(self) -> bytes:
+        """What there is besides: the answer's other fields, or its error."""
+
+    def written(self) -> bytes:
+        """The dialect's answer."""
+
+
+class ReadBody:
+    """One object in a dialect, from a :class:`BodyReader`."""
+
+    streams = False
+    headers = header_lines([PLAIN_JSON])
+
+    def __init__(self, reader: BodyReader) -> None:
+        self.error: str | None = None
+        self.final: Final | None = None
+        self._reader = reader
+        self._bytes = 0
+
+    def feed(self, data: bytes) -> bytes:
+        self._bytes += len(data)
+        if self._bytes > BODY_BYTES_MAX:
+            raise TooLong(f"an answer is longer than {BODY_BYTES_MAX} bytes")
+        self._reader.feed(data)
+        return b""
+
+    def end(self) -> bytes:
+        self.error, final = decode_closing(self._reader.native())
+        self.final = final or _DONE
+        return b"" if self.error is not None else self._reader.written()
+
+    def cut(self, message: str) -> bytes:
+        return b""
+
+
+class EventsBody(DialectBody):
+    """A stream whose native answer is one object, as that of a request which only loads a model."""
+
+    headers = header_lines([EVENTS, (b"cache-control", b"no-cache")])
 
 
 class DialectStream:

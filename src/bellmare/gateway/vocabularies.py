@@ -1,9 +1,5 @@
 """Where the counter of tokens learns how models read prompts: from the workers that store them, by /api/show."""
 
-from collections.abc import Callable
-
-from bellmare.context.counter import Counter
-from bellmare.context.counting import Count
 from bellmare.context.library import Identity, Unavailable
 from bellmare.gateway.shelf import Shelf
 from bellmare.http.client import UpstreamError
@@ -39,18 +35,3 @@ class FleetSource:
         if answer.status != 200:
             raise Unavailable(f"{port.worker}: {upstream_error_text(answer.body)}")
         return answer.body
-
-
-class Tokens:
-    """A ``counting.TokenCounter`` for POST /v1/messages/count_tokens."""
-
-    def __init__(self, counter: Counter) -> None:
-        self._counter = counter
-
-    def count(self, name: str, request: ollama.ChatRequest, answer: Callable[[int], None]) -> None:
-        """See there."""
-
-        def counted(count: Count) -> None:
-            answer(count.tokens)
-
-        self._counter.count(name, request, counted)

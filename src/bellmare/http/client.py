@@ -67,7 +67,7 @@ class Upstream:
         self.limits = limits
         self.dialled_total = 0
         """Connections ever begun; proves reuse."""
-        self._base_path = base_path.rstrip("/")
+        self.base_path = base_path.rstrip("/")
         address = f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
         self._head_tail = b" HTTP/1.1\r\nhost: %b\r\naccept-encoding: identity\r\n" % address.encode("ascii")
         self._rendered: dict[tuple[str, str], bytes] = {}
@@ -211,7 +211,7 @@ class Upstream:
     # Own
 
     def _render(self, method: str, path: str, *, body: bytes | list[bytes], headers: Headers) -> bytes | list[bytes]:
-        target = self._base_path + path
+        target = self.base_path + path
         assert _METHOD.fullmatch(method) and _TARGET.fullmatch(target), "request line from outside"
         lines = header_lines(headers)
         framing = b""

@@ -78,6 +78,8 @@ class Exchange(msgspec.Struct, eq=False):
     """Completely answered, or aborted by us."""
     disconnected: bool = False
     """The client left before the end."""
+    extra: bytes = b""
+    """Header lines that whatever is answered carries, each with its CRLF; set before the answer begins."""
 
     @property
     def paused(self) -> bool:
@@ -158,6 +160,8 @@ class Exchange(msgspec.Struct, eq=False):
     def _connection_header(self) -> bytes:
         connection = self._connection
         stays_open, date_line = connection.stays_open(), connection.server.date_line
+        if self.extra:
+            date_line += self.extra
         if stays_open and self._minor:
             return date_line
         return date_line + (b"connection: keep-alive\r\n" if stays_open else b"connection: close\r\n")

@@ -16,6 +16,7 @@ STOPS_MAX = 64
 """Ollama takes any number."""
 _CHOICES = ("auto", "any", "tool", "none")
 _NOTHING = (b"", b"null", b"[]", b"{}")
+_NOTHING_BYTES_MAX = max(map(len, _NOTHING))
 
 
 class _Received(msgspec.Struct, frozen=True, gc=False):
@@ -170,7 +171,7 @@ def _check(wanted: MessagesRequest) -> None:
     if wanted.output_config is not None or wanted.output_format is not None:
         _check_format(wanted.format)
     for name, raw in (("mcp_servers", wanted.mcp_servers), ("container", wanted.container)):
-        if bytes(raw) not in _NOTHING:
+        if memoryview(raw).nbytes > _NOTHING_BYTES_MAX or bytes(raw) not in _NOTHING:
             raise InvalidRequest(f"{name} is not supported: nothing runs here but the model itself")
 
 

@@ -6,10 +6,8 @@ from msgspec import Raw
 from bellmare.protocols.anthropic import Block, MessageParam, MessagesRequest, Part
 
 _BYTES_PER_TOKEN = 4
-_EXACT_BYTES_MAX = 64 << 10
-"""Up to it a nested value is measured as Ollama writes it; above, as the client wrote it."""
-_ESCAPED_MORE = ((b"<", 5), (b">", 5), (b"&", 5), (b"\xe2\x80\xa8", 3), (b"\xe2\x80\xa9", 3))
-"""Go writes these as ``\\u003c`` and so on: so many bytes more than they have by themselves."""
+_EXACT_BYTES_MAX = 1 << 20
+"""Up to it a nested value is measured as Ollama writes it, in some milliseconds; above, as the client wrote it."""
 
 _encode = msgspec.json.Encoder().encode
 
@@ -54,33 +52,45 @@ def _block_bytes(block: Block) -> int:
     size = _text_bytes(block.text) + _text_bytes(block.thinking)
     if block.type not in ("tool_use", "tool_result"):
         return size
-    shown = {"type": block.type}
-    if block.text is not None:
-        shown["text"] = block.text
-    fields = (("id", block.id), ("name", block.name), ("tool_use_id", block.tool_use_id))
-    shown.update((name, value) for name, value in fields if value)
-    if block.thinking is not None:
-        shown["thinking"] = block.thinking
-    written = _encode(shown)
-    size += len(written) + _escapes(written) + (len(',"is_error":true') if block.is_error else 0)
+    size += len('{"type":""}') + len(block.type) + (len(',"is_error":true') if block.is_error else 0)
+    for name, text in (("text", block.text), ("thinking", block.thinking)):
+        if text is not None:
+            size += _member_bytes(name, text)
+    for name, text in (("id", block.id), ("name", block.name), ("tool_use_id", block.tool_use_id)):
+        if text:
+            size += _member_bytes(name, text)
     for name, raw in (("input", block.input), ("content", block.content)):
         value = _measured(raw)
         size += len(name) + 4 + value if value else 0
     return size
 
 
+def _member_bytes(name: str, text: str) -> int:
+    """Of a member behind another, its comma, colon and quotes included."""
+    written = _encode(text)
+    return len(name) + 4 + len(written) + _escapes(written)
+
+
 def _measured(raw: Raw) -> int:
     """Bytes of a nested value as Go writes it, without blanks and with its own escapes; 0 if there is none."""
+    size = memoryview(raw).nbytes
+    if size > _EXACT_BYTES_MAX:
+        return size
     data = bytes(raw)
     if data in (b"", b"null"):
         return 0
-    if len(data) <= _EXACT_BYTES_MAX:
-        try:
-            data = _encode(msgspec.json.decode(data))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            pass  # what cannot be measured is guessed
+    try:
+        # The first takes blanks out and makes no objects; only the second undoes a client's own escapes.
+        data = msgspec.json.format(data, indent=-1) if b"\\u" not in data else _encode(msgspec.json.decode(data))
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        pass  # what cannot be measured is guessed
     return len(data) + _escapes(data)
 
 
 def _escapes(written: bytes) -> int:
-    return sum(more * written.count(mark) for mark, more in _ESCAPED_MORE)
+    """Bytes that Go adds: it writes ``<``, ``>``, ``&`` and two line ends as ``\\u003c`` and so on."""
+    count = written.count
+    more = 5 * (count(b"<") + count(b">") + count(b"&"))
+    if not written.isascii():
+        more += 3 * (count(b"\xe2\x80\xa8") + count(b"\xe2\x80\xa9"))
+    return more

@@ -156,13 +156,15 @@ def _image(source: ImageSource | None) -> str:
 
 
 def _checked_images(images: list[str]) -> list[str] | None:
+    if not images:
+        return None
     try:
         check_images(images)
     except InvalidRequest as error:
         if error.status != 400:
             raise
         raise InvalidRequest("invalid base64 image data: illegal base64 data") from None
-    return images or None
+    return images
 
 
 def _tool_call(block: Block, where: str) -> ToolCall:
@@ -176,19 +178,18 @@ def _tool_call(block: Block, where: str) -> ToolCall:
 
 def _object(raw: Raw, where: str) -> dict[str, Any] | None:
     """A nested object, decoded by itself: what it may hold is bounded."""
-    data = bytes(raw)
-    if len(data) > _INPUT_BYTES_MAX:
+    size = memoryview(raw).nbytes
+    if size > _INPUT_BYTES_MAX:
         raise InvalidRequest(f"{where} is larger than {_INPUT_BYTES_MAX >> 20} MiB", status=413)
     try:
-        return _object_decoder.decode(data) if data else None
+        return _object_decoder.decode(raw) if size else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest(f"{where} must be an object") from None
 
 
 def _parts(raw: Raw, where: str) -> str | list[Part] | Part | None:
-    data = bytes(raw)
     try:
-        return _parts_decoder.decode(data) if data else None
+        return _parts_decoder.decode(raw) if memoryview(raw).nbytes else None
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise InvalidRequest(f"{where}.content must be a string or a list of blocks") from None
 

@@ -13,6 +13,9 @@ DEFAULT_HOST = "registry.ollama.ai"
 DEFAULT_NAMESPACE = "library"
 DEFAULT_TAG = "latest"
 
+KEPT_PREFIX = "bellmare-kept/"
+"""Namespace of the names that a gateway gives to versions which are about to leave (gateway/management/keeping)."""
+
 _NAME_CHARS_MAX = 8 + 350 + 3 * 81
 """The longest valid name: scheme, host, namespace, model and tag with their separators."""
 

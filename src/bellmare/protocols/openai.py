@@ -9,7 +9,7 @@ from bellmare.protocols.errors import InvalidRequest
 from bellmare.protocols.forced_tools import ForcedCall, bound
 from bellmare.protocols.jsonbody import Gate, check_depth
 from bellmare.protocols.names import DEFAULT_NAMESPACE
-from bellmare.protocols.ollama_fields import check_image_count, check_top_logprobs
+from bellmare.protocols.ollama_fields import check_image_count, check_images, check_top_logprobs
 from bellmare.protocols.ollama_requests import (
     ChatRequest,
     Message,
@@ -49,10 +49,29 @@ class OpenAIToolCall(Received, frozen=True):
     id: str = ""
 
 
+class ImageUrl(Received, frozen=True):
+    url: str | None = None
+
+
+class InputAudio(Received, frozen=True):
+    data: str | None = None
+
+
+class ContentPart(Received, frozen=True):
+    type: str = ""
+    text: str | None = None
+    image_url: ImageUrl | str | None = None
+    input_audio: InputAudio | None = None
+
+
+class OtherObject(Received, frozen=True):
+    """Any, of which nothing is read."""
+
+
 class OpenAIMessage(Received, frozen=True):
     role: str
-    content: Any = None
-    """A string or a list of parts."""
+    content: str | list[ContentPart] | float | bool | OtherObject | None = None
+    """Only the first two are valid; the others are told apart for Ollama's words."""
     reasoning: str | None = None
     tool_calls: list[OpenAIToolCall] | None = None
     name: str | None = None
@@ -182,14 +201,30 @@ def tool_choice_of(chat: OpenAIChat) -> ToolChoice:
     return chosen_tools(chat.tools, chat.tool_choice)
 
 
-def _part(part: object, role: str) -> Message:
-    kind = part.get("type") if isinstance(part, dict) else None
-    if isinstance(part, dict) and kind == "text" and isinstance(part.get("text"), str):
-        return Message(role=role, content=part["text"])
-    if isinstance(part, dict) and kind == "image_url":
-        given = part.get("image_url")
-        return Message(role=role, images=[image_of(given.get("url") if isinstance(given, dict) else given)])
+def _part(part: ContentPart, role: str) -> Message:
+    if part.type == "text" and part.text is not None:
+        return Message(role=role, content=part.text)
+    if part.type == "image_url":
+        given = part.image_url
+        return Message(role=role, images=[image_of(given.url if isinstance(given, ImageUrl) else given)])
+    if part.type == "input_audio":
+        return Message(role=role, images=[_audio(part.input_audio)])
     raise InvalidRequest("invalid message format")
+
+
+def _audio(given: InputAudio | None) -> str:
+    """Sound goes where pictures go: Ollama's models that hear take both from one field."""
+    if given is None:
+        raise InvalidRequest("invalid input_audio format")
+    if given.data is None:
+        raise InvalidRequest("invalid input_audio format: missing data")
+    try:
+        check_images([given.data])
+    except InvalidRequest as error:
+        if error.status != 400:
+            raise
+        raise InvalidRequest("invalid input_audio base64 data") from None
+    return given.data
 
 
 def _native_messages(message: OpenAIMessage, tool_names: dict[str, str]) -> list[Message]:

@@ -7,6 +7,7 @@ import msgspec
 
 from bellmare.protocols.errors import InvalidRequest
 from bellmare.protocols.forced_tools import ForcedCall, forced_call
+from bellmare.protocols.jsonbody import check_depth
 from bellmare.protocols.ollama_fields import check_images
 from bellmare.protocols.ollama_requests import Tool, ToolCall, ToolCallFunction
 
@@ -151,6 +152,7 @@ def chosen_tools(tools: list[Tool] | None, choice: object) -> ToolChoice:
         return ToolChoice(None)
     if choice == "required":
         return ToolChoice(None, forced_call(tools))
+    check_depth(choice, "tool_choice")
     if isinstance(choice, dict):
         kind = choice.get("type")
         if kind == "function":

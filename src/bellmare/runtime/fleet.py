@@ -1,7 +1,7 @@
 """The workers of one gateway as live ports: joining, observing, leaving."""
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 
 from bellmare.core.events import WorkerRemoved
 from bellmare.core.units import WorkerId
@@ -71,6 +71,10 @@ class WorkerFleet:
         self._driver.feed(joined)
         del self.joining[port.worker]
         self._observer.watch(port)
+
+    async def look(self, ports: Iterable[OllamaWorker]) -> None:
+        """Have the core see these as they are now."""
+        await asyncio.gather(*(self._observer.observe(port) for port in ports if port.worker not in self.joining))
 
     async def settled(self, timeout_s: float, *, names: Collection[WorkerId] | None = None) -> bool:
         """Wait until every worker has been observed once or has failed to answer, at most ``timeout_s``; whether so.

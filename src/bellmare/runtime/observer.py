@@ -48,7 +48,7 @@ class Observer:
         kick = self._kicks[port.worker]
         while True:
             kick.clear()
-            await self._observe(port)
+            await self.observe(port)
             await asyncio.sleep(PAUSE_S)
             try:
                 async with asyncio.timeout(self._interval_s):  # wait_for of Python 3.11 can swallow a cancel
@@ -56,7 +56,8 @@ class Observer:
             except TimeoutError:
                 pass  # nobody asked: time for the next round
 
-    async def _observe(self, port: WorkerPort) -> None:
+    async def observe(self, port: WorkerPort) -> None:
+        """Look at ``port`` now, and tell the core."""
         started_us = self._driver.clock.now_us()
         try:
             seen = await port.observe(timeout_s=TIMEOUT_S)

@@ -1,5 +1,6 @@
 """Relations between keys, checked once each key by itself is valid."""
 
+import ipaddress
 from collections.abc import Iterator
 
 from bellmare.protocols.errors import InvalidRequest
@@ -23,6 +24,15 @@ def check(settings: Settings) -> Iterator[Finding]:
         yield from _worker(worker, settings, path=("workers", index))
     yield from _duplicate_workers(settings)
     yield from _models(settings)
+    yield from _managers(settings)
+
+
+def _managers(settings: Settings) -> Iterator[Finding]:
+    for index, text in enumerate(settings.manage):
+        try:
+            ipaddress.ip_network(text, strict=False)
+        except ValueError:
+            yield ("manage", index), f"{quoted(text)} is neither an address nor a network"
 
 
 def _listeners(settings: Settings) -> Iterator[Finding]:

@@ -107,6 +107,7 @@ def settings_table() -> str:
         "| `OLLAMA_NUM_PARALLEL` | `parallel` of workers on this machine |",
         "| `OLLAMA_MAX_LOADED_MODELS` | `max_loaded` of workers on this machine |",
         "| `OLLAMA_CONTEXT_LENGTH` | `num_ctx` |",
+        "| `OLLAMA_ORIGINS` | `origins` |",
         "| `MAX_VRAM_BYTES` | `vram` of workers on this machine |",
         "",
     ]

@@ -10,7 +10,7 @@ from bellmare.settings.addresses import WorkerUrl, parse_worker_url
 from bellmare.settings.keys import Key, all_keys, keys_of
 from bellmare.settings.model import Settings
 from bellmare.settings.problems import Path, Problem, did_you_mean, nearest, quoted
-from bellmare.settings.quantities import Count, Size
+from bellmare.settings.quantities import Count, Size, Word, Words
 from bellmare.settings.yaml_text import SIZE_MAX, read_yaml
 
 PREFIX = "BELLMARE_"
@@ -26,6 +26,7 @@ _PARALLEL = Count(1, 1024, "slots")
 _MAX_LOADED = Count(0, 1024, "models")
 _CONTEXT = Count(4, 1 << 24, "tokens")
 _VRAM = Size(1 << 20, 64 << 40)
+_ORIGINS = Words(Word(r"[!-~]{1,300}", "origins"), 100)
 
 
 class Variable(msgspec.Struct, frozen=True):
@@ -101,13 +102,14 @@ class OllamaDefaults(msgspec.Struct):
 
     host: WorkerUrl | None = None
     num_ctx: int | None = None
+    origins: tuple[str, ...] | None = None
     worker: dict[str, tuple[int, str]] = {}
     """Key of a worker to its value and the variable that it comes from."""
     warnings: list[str] = []
 
 
 def read_ollama(environment: Mapping[str, str]) -> OllamaDefaults:
-    """OLLAMA_HOST, OLLAMA_NUM_PARALLEL, OLLAMA_CONTEXT_LENGTH, OLLAMA_MAX_LOADED_MODELS and MAX_VRAM_BYTES."""
+    """OLLAMA_HOST, _ORIGINS, _NUM_PARALLEL, _CONTEXT_LENGTH, _MAX_LOADED_MODELS and MAX_VRAM_BYTES."""
     found = OllamaDefaults()
 
     def read(name: str, parse: Callable[[object], Any]) -> Any:
@@ -122,6 +124,7 @@ def read_ollama(environment: Mapping[str, str]) -> OllamaDefaults:
 
     found.host = read("OLLAMA_HOST", parse_worker_url)
     found.num_ctx = read("OLLAMA_CONTEXT_LENGTH", _CONTEXT.parse)
+    found.origins = read("OLLAMA_ORIGINS", _ORIGINS.parse)
     for name, key, parse in (
         ("OLLAMA_NUM_PARALLEL", "parallel", _PARALLEL.parse),
         ("OLLAMA_MAX_LOADED_MODELS", "max_loaded", _MAX_LOADED.parse),

@@ -95,6 +95,8 @@ def load_settings(
     ollama = read_ollama(environment)
     if ollama.num_ctx is not None:
         merge.put(("num_ctx",), ollama.num_ctx, place=_elsewhere("env OLLAMA_CONTEXT_LENGTH", 0))
+    if ollama.origins is not None:
+        merge.put(("origins",), list(ollama.origins), place=_elsewhere("env OLLAMA_ORIGINS", 0))
     if path is not None:
         _put_file(merge, path)
     variables, problems = read_environment(environment)

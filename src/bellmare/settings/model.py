@@ -100,6 +100,14 @@ class QueueSettings(Section):
         alias="timeout",
         description="A request that was not dispatched after so long is refused with 504. At least `queue.wait`.",
     )
+    heartbeat_us: Annotated[SpanUs, Duration(0, DAY_US)] = Field(
+        default=SpanUs(0),
+        alias="heartbeat",
+        description=(
+            "A stream that still waits hears something every so often: a blank, or a comment with its position, which "
+            "clients ignore and proxies see. With the first one the status is 200, whatever comes. 0: nothing."
+        ),
+    )
 
 
 class LimitSettings(Section):
@@ -340,6 +348,20 @@ class Settings(Section):
     switch_policy: Annotated[bool, Flag()] = Field(
         default=True,
         description="Let another eviction policy take over when its shadow needs 10 % less loading. Needs `shadows`.",
+    )
+    origins: Annotated[tuple[str, ...], Words(Word(r"[!-~]{1,300}", "origins"), 100)] = Field(
+        default=(),
+        description=(
+            "Web pages that may use the gateway beside those of this machine, such as `https://chat.example.com` or "
+            "`https://*.example.com`; `*` for all. Absent: OLLAMA_ORIGINS."
+        ),
+    )
+    manage: Annotated[tuple[str, ...], Words(Word(r"[0-9A-Fa-f.:]{2,45}(?:/[0-9]{1,3})?", "addresses"), 100)] = Field(
+        default=(),
+        description=(
+            "Clients that may pull, push, create, copy and delete models and upload blobs, on all workers: addresses "
+            "or networks such as `127.0.0.1` or `10.0.0.0/8`. Absent: nobody."
+        ),
     )
     cloud: Annotated[bool, Flag()] = Field(
         default=False,

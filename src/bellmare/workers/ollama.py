@@ -16,7 +16,7 @@ from bellmare.http.client import Upstream, UpstreamError, UpstreamFailureKind
 from bellmare.http.messages import Response
 from bellmare.protocols import ollama
 from bellmare.protocols.errors import BadAnswer, InvalidRequest, upstream_error_text
-from bellmare.protocols.names import canonical_name, is_cloud_name
+from bellmare.protocols.names import KEPT_PREFIX, canonical_name, is_cloud_name
 from bellmare.workers.port import Observation, WorkerFault
 
 SHOWS_AT_ONCE = 4
@@ -174,7 +174,7 @@ class OllamaWorker:
         tags: dict[str, ollama.TagsModel] = {}
         for entry in ollama.decode_tags(answer.body).models:
             try:
-                if not is_cloud_name(entry.name):
+                if not is_cloud_name(entry.name) and not entry.name.startswith(KEPT_PREFIX):
                     tags[canonical_name(entry.name)] = entry
             except InvalidRequest:
                 continue  # a name that no client could ask for either

@@ -6,6 +6,7 @@ import pytest
 
 from bellmare.bench import codec
 from bellmare.gateway.translate import DialectStream, Native
+from bellmare.protocols.anthropic import _gate
 from bellmare.protocols.ollama_requests import _parse_chat, _parse_generate
 from bellmare.protocols.openai_stream import ChatStream
 
@@ -38,7 +39,9 @@ def test_its_requests_are_of_a_kibibyte_and_take_the_way_that_they_are_named_for
     assert _parse_chat.usual(bodies["chat, with blanks"][1])
     assert not _parse_chat.usual(bodies["chat, unknown field"][1])
     assert _parse_generate.usual(bodies["generate"][1])
-    assert bodies["chat/completions"][0](bodies["chat/completions"][1]).stream
+    for name in ("chat/completions", "messages"):
+        assert bodies[name][0](bodies[name][1]).stream
+    assert _gate.usual(bodies["messages"][1])
 
 
 def test_its_answers_are_whole():

@@ -137,3 +137,28 @@ def test_the_rules_come_from_the_settings() -> None:
     assert rules.aliases == {"gpt-4o:latest": "m:8b", "best:1": "m:8b"}
     assert rules.fallbacks == {"m:8b": ("small:latest",)}
     assert rules.cloud
+
+
+def in_context(name: str, num_ctx: int) -> tuple[str, int] | None:
+    """A model of 8192 with one class of 32768."""
+    return (f"{name}#32768", 32768) if num_ctx > 8192 else (name, 8192)
+
+
+@pytest.mark.parametrize(
+    ("num_ctx", "context", "asked", "overridden"),
+    [
+        (4096, 8192, "", ("num_ctx",)),
+        (8192, 8192, "", ()),
+        (20_000, 32768, "m:latest#32768", ("num_ctx",)),
+        (32_768, 32768, "m:latest#32768", ()),
+        (1_000_000, 32768, "m:latest#32768", ("num_ctx",)),
+    ],
+)
+def test_a_clients_context_is_that_of_the_model_or_of_a_class(
+    num_ctx: int, context: int, asked: str, overridden: tuple[str, ...]
+) -> None:
+    given = errand(options={"num_ctx": num_ctx, "seed": 1})
+    found = Naming(NameRules(), lambda name: EVERYTHING, in_context).address(given)
+    assert (found.name, found.context, found.context_class) == ("m:latest", context, asked)
+    assert found.overridden == overridden
+    assert found.for_model("other:1b").context_class == "", "another model has other classes"

@@ -11,12 +11,15 @@ from bellmare.gateway.translate import (
     LINE_BYTES_MAX,
     DialectBody,
     DialectStream,
+    EventsBody,
     Native,
     Plain,
+    ReadBody,
     TooLong,
 )
 from bellmare.protocols.errors import BadAnswer
 from bellmare.protocols.ndjson import LineTooLong
+from bellmare.protocols.openai_embeddings import EmbeddingReader
 from bellmare.protocols.openai_stream import ChatStream, completion
 
 
@@ -207,3 +210,34 @@ def test_usual_tokens_are_passed_on_unread() -> None:
     read.feed(token)
     assert relay(chunk)
     assert passed == [chunk]
+
+
+def test_a_whole_native_answer_can_be_a_stream_of_events() -> None:
+    body = EventsBody(lambda native: b"data: " + native + b"\n\n")
+    assert not body.streams
+    assert b"text/event-stream" in body.headers
+    assert body.feed(b'{"done"') == b"" and body.feed(b":true}") == b""
+    assert body.end() == b'data: {"done":true}\n\n'
+    assert body.final is not None
+
+
+def test_a_body_can_be_taken_apart_as_it_comes() -> None:
+    body = ReadBody(EmbeddingReader(model="e", as_base64=False))
+    assert body.feed(b'{"embeddings":[[1,2') == b""
+    assert body.feed(b'],[3]],"prompt_eval_count":2}') == b""
+    assert [entry["embedding"] for entry in json.loads(body.end())["data"]] == [[1, 2], [3]]
+    assert body.final is not None and body.error is None
+
+
+def test_an_error_in_the_place_of_such_a_body_is_told() -> None:
+    body = ReadBody(EmbeddingReader(model="e", as_base64=False))
+    body.feed(b'{"error":"broken"}')
+    assert (body.end(), body.error) == (b"", "broken")
+
+
+def test_such_a_body_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("bellmare.gateway.translate.BODY_BYTES_MAX", 20)
+    body = ReadBody(EmbeddingReader(model="e", as_base64=False))
+    body.feed(b'{"embeddings":[')
+    with pytest.raises(TooLong):
+        body.feed(b"[1,2,3],")

@@ -5,6 +5,7 @@ import json
 import pytest
 
 from bellmare.protocols.errors import (
+    CONTEXT_LENGTH_EXCEEDED,
     ERROR_TEXT_CHARS_MAX,
     Dialect,
     InvalidRequest,
@@ -48,6 +49,15 @@ def test_ollama_errors_have_one_field():
 def test_openai_errors_carry_the_type_of_their_status(status, kind):
     body = json.loads(render_error(Dialect.openai, status, "text"))
     assert body == {"error": {"message": "text", "type": kind, "param": None, "code": None}}
+
+
+def test_a_code_for_programs_stands_where_the_dialect_has_a_place_for_it():
+    body = json.loads(render_error(Dialect.openai, 400, "text", code=CONTEXT_LENGTH_EXCEEDED))
+    assert body["error"]["code"] == "context_length_exceeded"
+    body = json.loads(render_error(Dialect.ollama, 400, "text", code=CONTEXT_LENGTH_EXCEEDED))
+    assert body == {"error": "text", "code": "context_length_exceeded"}, "Ollama's clients read only the error"
+    assert json.loads(render_error(Dialect.ollama, 400, "text")) == {"error": "text"}
+    assert b"exceeded" not in render_error(Dialect.anthropic, 400, "text", code=CONTEXT_LENGTH_EXCEEDED)
 
 
 @pytest.mark.parametrize(

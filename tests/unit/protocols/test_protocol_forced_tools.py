@@ -161,6 +161,7 @@ objects = st.dictionaries(
 )
 
 
+@pytest.mark.slow
 @given(objects, st.sampled_from([ONE, SEVERAL]), st.lists(st.integers(0, 500), max_size=9), st.sampled_from([None, 2]))
 def test_any_chunking_gives_the_same_call(arguments, forced, cuts, indent):
     written = json.dumps(arguments, indent=indent)
@@ -170,6 +171,7 @@ def test_any_chunking_gives_the_same_call(arguments, forced, cuts, indent):
     assert (reader.name, text, got, reader.complete) == ("weather", "", written, True)
 
 
+@pytest.mark.slow
 @given(st.text('{}[]"\\:, \nnameargumts', max_size=40), st.sampled_from([ONE, SEVERAL]), st.integers(0, 40))
 def test_garbage_is_passed_on_as_it_came(answer, forced, cut):
     whole, parts = read(forced, [answer]), read(forced, [answer[:cut], answer[cut:]])

@@ -2,16 +2,36 @@
 
 import json
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bellmare.protocols import ollama
-from bellmare.protocols.errors import InvalidRequest, upstream_error_text
-from bellmare.protocols.ollama_requests import ChatRequest, EmbeddingsRequest, EmbedRequest, GenerateRequest
+from bellmare.protocols import ollama, openai_completions, openai_embeddings, openai_responses
+from bellmare.protocols.errors import BadAnswer, InvalidRequest, upstream_error_text
+from bellmare.protocols.forced_tools import forced_call
+from bellmare.protocols.ollama_requests import (
+    ChatRequest,
+    EmbeddingsRequest,
+    EmbedRequest,
+    GenerateRequest,
+    Tool,
+    ToolFunction,
+)
 from bellmare.protocols.ollama_requests import known_fields as names_of
 from bellmare.protocols.openai import OpenAIChat, parse_chat_completion, to_native
-from bellmare.protocols.openai_stream import ChatStream
+from bellmare.protocols.openai_completions import CompletionStream, text_completion
+from bellmare.protocols.openai_embeddings import embedding_list
+from bellmare.protocols.openai_responses_stream import ResponseHead, ResponseStream, response_object
+from bellmare.protocols.openai_stream import ChatStream, completion
+
+
+def response_to_native(body: bytes) -> ChatRequest:
+    wanted = openai_responses.parse_response(body)
+    native, _ = openai_responses.to_native(wanted)
+    json.dumps(msgspec.to_builtins(openai_responses.echo(wanted)))
+    return native
+
 
 ROUTES = {
     "generate": (ollama.parse_generate, GenerateRequest),
@@ -19,8 +39,37 @@ ROUTES = {
     "embed": (ollama.parse_embed, EmbedRequest),
     "embeddings": (ollama.parse_embeddings, EmbeddingsRequest),
     "openai": (lambda body: to_native(parse_chat_completion(body)), OpenAIChat),
+    "completions": (
+        lambda body: openai_completions.to_native(openai_completions.parse_completion(body)),
+        openai_completions.OpenAICompletion,
+    ),
+    "openai embeddings": (
+        lambda body: openai_embeddings.to_native(openai_embeddings.parse_embedding(body)),
+        openai_embeddings.OpenAIEmbedding,
+    ),
+    "responses": (response_to_native, openai_responses.OpenAIResponse),
 }
-INNER = ("role", "content", "type", "text", "image_url", "url", "tool_calls", "function", "name", "arguments", "id")
+INNER = (
+    "input_text",
+    "function_call",
+    "call_id",
+    "output",
+    "required",
+    "allowed_tools",
+    "tools",
+    "mode",
+    "role",
+    "content",
+    "type",
+    "text",
+    "image_url",
+    "url",
+    "tool_calls",
+    "function",
+    "name",
+    "arguments",
+    "id",
+)
 OPTIONS = (
     "num_ctx",
     "num_predict",
@@ -89,15 +138,61 @@ def test_any_bytes(route, body, tail):
     run(route, b'{"model":"m","messages":[{"role":"user","content":"' + body + b'"}],"prompt":"' + tail + b'"}')
 
 
+HEAD = ResponseHead(public_id="c", created_s=0, model="m", echo={})
+FORCED = forced_call([Tool(function=ToolFunction(name=name)) for name in "fg"])
+
+
+def codecs() -> list:
+    stamp = {"completion_id": "c", "created_s": 0, "model": "m", "include_usage": True}
+    chats = [ChatStream(**stamp), ChatStream(**stamp, forced=FORCED), CompletionStream(**stamp)]
+    return [*chats, ResponseStream(HEAD), ResponseStream(HEAD, forced=FORCED)]
+
+
+def bodies() -> list:
+    stamp = {"completion_id": "c", "created_s": 0, "model": "m"}
+    return [
+        lambda body: completion(body, **stamp),
+        lambda body: completion(body, **stamp, forced=FORCED),
+        lambda body: text_completion(body, **stamp),
+        lambda body: embedding_list(body, model="m", as_base64=False),
+        lambda body: embedding_list(body, model="m", as_base64=True),
+        lambda body: response_object(body, HEAD),
+        lambda body: response_object(body, HEAD, forced=FORCED),
+    ]
+
+
+MESSAGE = ("content", "thinking", "tool_calls", "role")
+LINE = ("message", "response", "done", "done_reason", "logprobs", "eval_count", "embeddings", "prompt_eval_count")
+
+
+@given(st.dictionaries(st.sampled_from(MESSAGE), values), st.dictionaries(st.sampled_from(LINE), values), st.booleans())
+def test_any_answer_of_the_right_fields(message, fields, done):
+    line = encodable({"message": message, "embeddings": [], **fields, "done": done}).encode()
+    for codec in codecs():
+        codec.line(line)
+        assert not (codec.finished and codec.failed)
+    for write in bodies():
+        try:
+            json.loads(write(line))
+        except BadAnswer as error:
+            assert str(error)
+
+
 @given(st.binary(max_size=80), values)
 def test_any_answer_of_a_worker(body, value):
     assert upstream_error_text(body)
     for line in (body, encodable(value).encode(), b'{"error":' + encodable(value).encode() + b"}"):
         ollama.decode_final(line)
         ollama.first_error(line)
-        chat = ChatStream(completion_id="c", created_s=0, model="m", include_usage=True)
-        assert chat.line(line).endswith((b"", b"\n\n"))
-        assert not (chat.finished and chat.failed)
+        for codec in codecs():
+            assert codec.line(line).endswith((b"", b"\n\n"))
+            assert not (codec.finished and codec.failed)
+            assert codec.cut("x").endswith(b"\n\n")
+        for write in bodies():
+            try:
+                json.loads(write(line))
+            except BadAnswer as error:
+                assert str(error)
 
 
 @given(st.binary(max_size=80), st.dictionaries(st.sampled_from(["done", "error", "eval_count", "done_reason"]), values))

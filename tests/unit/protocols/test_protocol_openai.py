@@ -131,11 +131,13 @@ def test_each_part_of_a_message_is_one_as_in_ollama():
         {"type": "image_url", "image_url": {"url": "data:image/png;base64," + PNG, "detail": "low"}},
         {"type": "text", "text": "and?"},
         {"type": "image_url", "image_url": "data:;base64," + PNG},
+        {"type": "input_audio", "input_audio": {"data": PNG, "format": "wav"}},
     ]
     assert native(messages=[{"role": "user", "content": parts}])["messages"] == [
         {"role": "user", "content": "what?"},
         {"role": "user", "images": [PNG]},
         {"role": "user", "content": "and?"},
+        {"role": "user", "images": [PNG]},
         {"role": "user", "images": [PNG]},
     ]
 
@@ -205,9 +207,16 @@ def test_a_tool_result_finds_its_tools_name():
         ({"messages": [{"role": "user"}]}, "invalid message content type: <nil>"),
         ({"messages": [{"role": "user", "content": 7}]}, "invalid message content type: float64"),
         ({"messages": [{"role": "user", "content": {}}]}, "invalid message content type: map[string]interface {}"),
-        ({"messages": [{"role": "user", "content": ["x"]}]}, "invalid message format"),
-        ({"messages": [{"role": "user", "content": [{"type": "text", "text": 7}]}]}, "invalid message format"),
+        ({"messages": [{"role": "user", "content": True}]}, "invalid message content type: bool"),
+        ({"messages": [{"role": "user", "content": ["x"]}]}, "at `$.messages[0].content[0]`"),
+        ({"messages": [{"role": "user", "content": [{"type": "text"}]}]}, "invalid message format"),
         ({"messages": [{"role": "user", "content": [{"type": "audio"}]}]}, "invalid message format"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio"}]}]}, "invalid input_audio format"),
+        ({"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {}}]}]}, "missing data"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "input_audio", "input_audio": {"data": "!"}}]}]},
+            "invalid input_audio base64 data",
+        ),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "invalid message format"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "https://x/y.png"}]}]},

@@ -95,7 +95,7 @@ async def test_a_list_is_told_until_the_core_has_it_and_then_no_more() -> None:
     driver.feed(WorkerAdded(worker=WORKER, kind=WorkerKind.sim, capacity_bytes=Bytes(10**9)))
     for _ in range(3):
         await asyncio.sleep(0.001)
-        await observer._observe(port)  # type: ignore[arg-type]
+        await observer.observe(port)  # type: ignore[arg-type]
     assert told == [stored, None]
     assert driver.engine.fleet.resolve("m:1") is not None
     driver.close()

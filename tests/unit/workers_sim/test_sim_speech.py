@@ -238,6 +238,14 @@ async def test_a_schema_is_obeyed_and_cut_by_the_limit(worker: Worker) -> None:
     assert (bad.status, "invalid format" in bad.error) == (400, True)
 
 
+async def test_json_has_the_keys_that_the_prompt_names(worker: Worker) -> None:
+    asked = "A joke, please. Return the result as JSON with the keys 'setup' and 'punchline'."
+    answer = (
+        await worker.post("/api/generate", {"model": "a:1", "prompt": asked, "format": "json", "stream": False})
+    ).json
+    assert list(json.loads(answer["response"])) == ["setup", "punchline"]
+
+
 # ---------------------------------------------------------------------- thinking
 
 

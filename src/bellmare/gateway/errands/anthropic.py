@@ -16,6 +16,8 @@ from bellmare.protocols.anthropic_native import to_native
 from bellmare.protocols.anthropic_stream import MessageStream, message
 from bellmare.protocols.errors import BadAnswer, Dialect
 from bellmare.protocols.forced_tools import ForcedCall
+from bellmare.protocols.ollama import ChatRequest
+from bellmare.protocols.tokens import estimate_chat_tokens
 
 
 def _headers(first: HeaderLines, stamp: Stamp) -> HeaderLines:
@@ -86,5 +88,7 @@ def messages(body: bytes) -> Errand:
 
 
 def count_tokens(body: bytes) -> Errand:
-    """POST /v1/messages/count_tokens: what would be asked, for its tokens to be counted."""
-    return _errand(parse_count_tokens(body), body)
+    """POST /v1/messages/count_tokens: what would be asked, with a better estimate of its tokens than by its bytes."""
+    errand = _errand(parse_count_tokens(body), body)
+    assert isinstance(errand.native, ChatRequest)
+    return msgspec.structs.replace(errand, prompt_tokens=estimate_chat_tokens(errand.native))

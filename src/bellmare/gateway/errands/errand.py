@@ -64,6 +64,10 @@ class Errand(msgspec.Struct, frozen=True, gc=False):
     """Canonical names of models that may answer in its place, the first first."""
     prepared: tuple[bytes, bytes, bytes] | None = None
     """Of a large request: what a worker is sent, around the model's name and the number of its ``num_ctx``."""
+    context: int = 0
+    """Tokens per slot of the context that the client's ``num_ctx`` is mapped to; zero: it said none."""
+    context_class: str = ""
+    """What the core is asked for in place of the model: the context class that holds that. Empty: the model itself."""
     guarded: Guarded | None = None
     """Absent of nearly all: so short that nothing had to be counted."""
     thinks_if_it_can: bool = False
@@ -78,7 +82,9 @@ class Errand(msgspec.Struct, frozen=True, gc=False):
 
     def for_model(self, name: str) -> "Errand":
         """The same, answered by the model of that canonical name."""
-        return msgspec.structs.replace(self, name=name, asked=name, redirected=True, guarded=None)
+        return msgspec.structs.replace(
+            self, name=name, asked=name, redirected=True, guarded=None, context=0, context_class=""
+        )
 
     def fallen_back(self) -> "Errand":
         """The same for the first of its fallbacks."""

@@ -16,6 +16,7 @@ RETRIES_OPEN_MAX = 64
 """Refused clients that mean to come back; the others give up, so that a refusal breeds no storm without end."""
 UNKNOWN_SHARE = 0.02
 """Requests for a name that nobody stores."""
+UNKNOWN_CLASS = 77
 POISON = "hemlock"
 """What some requests say, under which runners die."""
 FLOOD = 24
@@ -43,6 +44,7 @@ class Clients:
         self._coming_back = 0
         self._by_the_clock = ""
         """The model of whoever asks by the clock."""
+        self._choice = random.Random("bellmare classes")  # noqa: S311 of classes alone
         self._usual = [rng.randrange(len(world.names)) for _ in range(world.setting.tenants)]
 
     def arrive(self) -> None:
@@ -86,7 +88,7 @@ class Clients:
         elif chance > 1 - setting.high_share:
             priority = e.Priority.high
         return Ask(
-            name=self.world.name(name),
+            name=self._class_of(self.world.name(name)),
             wait_us=wait_us,
             kind=KINDS[rng.randrange(len(KINDS))],
             tokens=rng.choice((0, 10, 100, 1_000, 20_000)),
@@ -94,6 +96,13 @@ class Clients:
             priority=priority,
             content=f"{POISON} {name}" if rng.random() < setting.poison_share else "",
         )
+
+    def _class_of(self, name: str) -> str:
+        """One of its context classes, sometimes; now and then one that it has not."""
+        classes = self.world.classes_of(name)
+        if not classes or self._choice.random() >= self.world.setting.class_share:
+            return name
+        return self._choice.choice(classes) if self._choice.random() > UNKNOWN_SHARE else f"{name}#{UNKNOWN_CLASS}"
 
     def ask(self, ask: Ask, tries: int = 1) -> None:
         if ask.name == self._by_the_clock and ask.tenant != "clockwork":

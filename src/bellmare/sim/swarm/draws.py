@@ -105,6 +105,8 @@ class Setting:
     """Requests with a deadline of a few seconds, or none left."""
     poison_share: float = 0.0
     """Requests that may take down their runner, and say so."""
+    class_share: float = 0.5
+    """Of requests for a model that has context classes, those that ask for one of them."""
     broken: tuple[str, ...] = ()
     """Names whose files are damaged: no load of them succeeds until the world heals."""
     pace_us: int = 2 * SECOND
@@ -129,7 +131,11 @@ PLAIN = Setting(
         unload_timeout_us=SpanUs(20 * SECOND),
         zombie_max_us=SpanUs(30 * SECOND),
         ejection_max_us=SpanUs(20 * SECOND),
-        models={"ant": ModelConfig(pinned=True), "eel": ModelConfig(num_ctx=4096)},
+        models={
+            "ant": ModelConfig(pinned=True, context_classes=(32_768,)),
+            "dog": ModelConfig(context_classes=(2048, 16_384)),
+            "eel": ModelConfig(num_ctx=4096, context_classes=(16_384,)),
+        },
     ),
     machines=MACHINES,
     sizes={
@@ -170,6 +176,20 @@ def draw(rng: random.Random) -> Setting:
         pace_us=rng.choice((200_000, SECOND, 2 * SECOND, 5 * SECOND)),
         weights=weights,
     )
+
+
+def with_classes(rng: random.Random, config: CoreConfig, names: tuple[str, ...]) -> CoreConfig:
+    """The same with context classes of some models; mostly without."""
+    said = dict(config.models)
+    often = rng.choice((0.0, 0.0, 0.2, 0.5))
+    for name in names:
+        if rng.random() < often:
+            classes = tuple(rng.sample(CLASSES, rng.choice((1, 1, 2, 3))))
+            said[name] = msgspec.structs.replace(said.get(name, ModelConfig()), context_classes=classes)
+    return msgspec.structs.replace(config, models=said)
+
+
+CLASSES = (2048, 4096, 16_384, 32_768)
 
 
 def _machine(rng: random.Random) -> Machine:

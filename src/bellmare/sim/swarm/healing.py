@@ -2,6 +2,7 @@
 
 from bellmare.core.units import InstantUs
 from bellmare.sim.swarm.books import GIB, SECOND
+from bellmare.sim.swarm.holdings import CLASS, weights
 from bellmare.sim.swarm.world import Ask, World
 
 DRAIN_S = 400
@@ -67,7 +68,7 @@ def run_calmly(world: World, seconds: int, *, until_quiet: bool = False) -> None
 def serves_again(world: World) -> None:
     """A request for each name that a worker could hold by itself is served."""
     run_calmly(world, REST_S)
-    for name in world.names:
+    for name in world.all_names():
         if not could_serve(world, name):
             continue
         request = world.arrive(Ask(name, wait_us=400 * SECOND, tokens=10))
@@ -82,12 +83,12 @@ def could_serve(world: World, name: str) -> bool:
     if blob is None:
         return False
     for worker in world.workers.values():
-        entry = worker.names.get(name)
-        if entry is None or entry.model != blob or not worker.spec.capacity_known:
+        entry = worker.names.get(name.partition(CLASS)[0])
+        if entry is None or entry.model != weights(blob) or not worker.spec.capacity_known:
             continue
         if any(oracle.pinned(held) for held in worker.runners if held != blob):
             continue
-        if blob in worker.runners:
+        if blob in oracle.workers[worker.spec.worker].runners:
             return True
         need = max(oracle.need(oracle.workers[worker.spec.worker], blob, oracle.canonical(blob)), 0)
         need = max(need, oracle.largest.get(blob, 0) + worker.spec.overhead_bytes)
@@ -145,9 +146,11 @@ def meets_truth(world: World) -> None:
     run_calmly(world, 5)
     must, state = world.oracle.must, world.engine.fleet.state
     for name, worker in world.workers.items():
-        believed = set(state.workers[name].runners)
-        must(believed == set(worker.runners), "belief meets truth", name, believed, set(worker.runners))
-        must(set(world.oracle.workers[name].runners) == believed, "the ledger meets the truth", name)
+        believed = {weights(blob): runner.num_ctx for blob, runner in state.workers[name].runners.items()}
+        truth = {blob: runner.num_ctx for blob, runner in worker.runners.items()}
+        must(believed == truth, "belief meets truth", name, believed, truth)
+        booked = {weights(blob): runner.num_ctx for blob, runner in world.oracle.workers[name].runners.items()}
+        must(booked == truth, "the ledger meets the truth", name)
         going = [blob for blob, runner in world.oracle.workers[name].runners.items() if runner.state != "ready"]
         must(not going, "nobody is left half gone", name, going)
         must(state.workers[name].healthy, "all are back in routing", name)
@@ -155,5 +158,5 @@ def meets_truth(world: World) -> None:
     for pinned, said in world.oracle.config.models.items():
         if said.pinned and pinned in world.names and could_serve(world, pinned):
             blob = world.oracle.resolve(pinned)
-            there = any(blob in holder.runners for holder in world.workers.values())
+            there = any(blob in holder.runners for holder in world.oracle.workers.values())
             must(there, "what is pinned is resident", pinned)

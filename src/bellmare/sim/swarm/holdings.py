@@ -5,8 +5,15 @@ from bellmare.core.config import CoreConfig
 from bellmare.core.units import ModelId, WorkerId
 from bellmare.sim.swarm.books import RequestBook, WorkerBook
 
+CLASS = "#"
+"""Stands before the context of a class: in the names by which it is asked for, and in what the core calls it."""
 Shape = tuple[ModelId, str, int, int]
 """What a measurement of a runner is valid for: blob, kind of worker, context, slots."""
+
+
+def weights(blob: ModelId) -> ModelId:
+    """What a worker knows of it: the blob without the context class."""
+    return ModelId(blob.partition(CLASS)[0])
 
 
 class Holdings:
@@ -39,15 +46,45 @@ class Holdings:
                 self.ever_pinned[blob] = None
 
     def resolve(self, name: str) -> ModelId | None:
-        votes = self.votes.get(name)
-        return max(votes, key=votes.__getitem__) if votes else None
+        """What it means; with a class, the class of what the plain name means, if that has it."""
+        plain, mark, context = name.partition(CLASS)
+        votes = self.votes.get(plain)
+        blob = max(votes, key=votes.__getitem__) if votes else None
+        if blob is None or not mark:
+            return blob
+        found = ModelId(f"{blob}{CLASS}{context}")
+        return found if found in self.class_ids(blob) else None
+
+    def class_ids(self, blob: ModelId) -> list[ModelId]:
+        """Its context classes by the settings, capped to training; the canonical context is none of them."""
+        if not any(said.context_classes for said in self.config.models.values()):
+            return []
+        said = [m.context_classes for name, m in self.config.models.items() if self.resolve(name) == blob]
+        most = self.blobs[blob].context_max
+        contexts = {min(one, most) if most else one for some in said for one in some}
+        return [ModelId(f"{blob}{CLASS}{one}") for one in sorted(contexts) if one != self.canonical(blob)]
+
+    def stores(self, worker: WorkerBook, blob: ModelId) -> bool:
+        """Whether it can serve it: it stores the weights, and a class is configured still."""
+        plain = weights(blob)
+        there = any(entry.model == plain for entry in worker.stored.values())
+        return there and (blob == plain or blob in self.class_ids(plain))
 
     def binds(self, worker: WorkerBook, request: RequestBook) -> bool:
-        entry = worker.stored.get(request.event.name)
-        return entry is not None and entry.model == request.blob
+        entry = worker.stored.get(request.event.name.partition(CLASS)[0])
+        return entry is not None and entry.model == weights(request.blob)
+
+    def sibling(self, worker: WorkerBook, blob: ModelId) -> ModelId | None:
+        """The same blob with another context, if the worker runs that."""
+        return next((held for held in worker.runners if held != blob and weights(held) == weights(blob)), None)
+
+    def entry(self, blob: ModelId) -> e.StoredModel:
+        return self.blobs[weights(blob)]
 
     def canonical(self, blob: ModelId) -> int:
-        """The one context of a model: configured, the Modelfile's or the default, capped to training."""
+        """The one context of a model: a class's own; else configured, the Modelfile's or the default, capped."""
+        if CLASS in blob:
+            return int(blob.partition(CLASS)[2])
         entry = self.blobs[blob]
         said = [m.num_ctx for name, m in self.config.models.items() if m.num_ctx and self.resolve(name) == blob]
         wanted = max(said, default=0) or entry.num_ctx or self.config.default_num_ctx
@@ -58,7 +95,7 @@ class Holdings:
 
     def need(self, worker: WorkerBook, blob: ModelId, num_ctx: int) -> int:
         """What a runner will take: as measured in this shape, else by the documented formula."""
-        entry = self.blobs[blob]
+        entry = self.entry(blob)
         slots = worker.slots(entry)
         measured = self.measured.get((blob, str(worker.spec.kind), num_ctx, slots))
         if measured is not None:
@@ -70,6 +107,6 @@ class Holdings:
 
     def predicted(self, worker: WorkerBook, blob: ModelId, num_ctx: int) -> int:
         """What Ollama's own fit test is about: the file, and the cache for all slots."""
-        entry = self.blobs[blob]
+        entry = self.entry(blob)
         cache = entry.predicted_kv_bytes_per_token or entry.kv_bytes_per_token
         return entry.weights_bytes + cache * num_ctx * worker.slots(entry)

@@ -16,6 +16,7 @@ from bellmare.core.config import CoreConfig
 from bellmare.core.units import ModelId, OperationId, RequestId, WorkerId
 from bellmare.sim.swarm.books import (
     LOST,
+    NEVER,
     RESTING_LOADS,
     SECOND,
     UNLOAD_TRIES,
@@ -26,7 +27,7 @@ from bellmare.sim.swarm.books import (
     WorkerBook,
     moving,
 )
-from bellmare.sim.swarm.holdings import Holdings, Shape
+from bellmare.sim.swarm.holdings import Holdings, Shape, weights
 
 
 class Ledger(Holdings, ABC):
@@ -45,6 +46,8 @@ class Ledger(Holdings, ABC):
         self.ended: dict[RequestId, str] = {}
         """How each request ended."""
         self.operations: dict[OperationId, OperationBook] = {}
+        self.classes: dict[ModelId, None] = {}
+        """Context classes that are configured, or of which something is left."""
         self.largest: dict[ModelId, int] = {}
         """The largest measurement of a blob in any shape."""
         self.service: dict[ModelId, int] = {}
@@ -128,10 +131,13 @@ class Ledger(Holdings, ABC):
                 self.blobs[entry.model] = entry
             self.count_votes()
         lines = [(line.model, line) for line in event.loaded if line.model is not None and line.model in self.blobs]
-        known = dict(lines)
-        strangers = [line.bytes + worker.unshown for line in event.loaded if line.model not in known]
+        shown = dict(lines)
+        strangers = [line.bytes + worker.unshown for line in event.loaded if line.model not in shown]
         worker.foreign = event.foreign_bytes + sum(strangers)
-        for blob, line in lines:
+        known: dict[ModelId, None] = {}
+        for plain, line in lines:
+            blob = self._seen_as(worker, plain, line, started=event.started_us)
+            known[blob] = None
             self._seen(worker, blob, line, started=event.started_us)
         for blob, runner in list(worker.runners.items()):
             if blob not in known and not self._younger(worker, blob, runner, started=event.started_us):
@@ -151,13 +157,30 @@ class Ledger(Holdings, ABC):
                 return True
         return runner.since >= started
 
+    def _seen_as(self, worker: WorkerBook, plain: ModelId, line: e.LoadedModel, *, started: int) -> ModelId:
+        """By its context a runner is of a class; one that is of none is what it was, else of the canonical one."""
+        held = next((one for one in worker.runners if weights(one) == plain), None)
+        if held is not None:
+            runner = worker.runners[held]
+            if self._younger(worker, held, runner, started=started) or line.num_ctx in (0, runner.num_ctx):
+                return held
+        for one in (plain, *self.class_ids(plain)):
+            if self.canonical(one) == line.num_ctx:
+                return one
+        return held or plain
+
     def _seen(self, worker: WorkerBook, blob: ModelId, line: e.LoadedModel, *, started: int) -> None:
+        sibling = self.sibling(worker, blob)
+        gone = max((at for one, at in worker.gone.items() if weights(one) == weights(blob)), default=NEVER)
+        if sibling is not None:  # somebody has loaded it anew, with another context
+            self._remove(worker, sibling)
+            self.meet("loaded anew by others")
         runner = worker.runners.get(blob)
         if runner is None:
-            if worker.gone.get(blob, -1) >= started:
+            if sibling is None and gone >= started:
                 return
             num_ctx = line.num_ctx or self.canonical(blob)
-            runner = RunnerBook("ready", 0, num_ctx, worker.slots(self.blobs[blob]), self.now)
+            runner = RunnerBook("ready", 0, num_ctx, worker.slots(self.entry(blob)), self.now)
             runner.bytes = self.need(worker, blob, num_ctx)
             worker.runners[blob] = runner
             self.meet("adopted")
@@ -360,7 +383,7 @@ class Ledger(Holdings, ABC):
         worker.operation = None
         runner = worker.runners.get(decision.model)
         done = event.outcome is e.OperationOutcome.done
-        done = done and (line is None or line.model in (None, decision.model))
+        done = done and (line is None or line.model in (None, weights(decision.model)))
         if isinstance(decision, d.Unload):
             self._unload_over(worker, decision, runner, event=event)
         elif runner is None:
@@ -430,6 +453,9 @@ class Ledger(Holdings, ABC):
         blob = self.resolve(event.name)
         if blob is not None:
             self.asked_out[blob] = self.now
+            for one in self.classes:
+                if weights(one) == blob:  # a plain name means all contexts
+                    self.asked_out[one] = self.now
 
     def _ModelReleased(self, event: e.ModelReleased) -> None:  # noqa: N802
         self.meet("released")
@@ -442,7 +468,7 @@ class Ledger(Holdings, ABC):
         if event.config.eviction not in (self.config.eviction, self.policy):
             self.policy, self.switched = event.config.eviction, self.now
             self.meet("policy set")
-        contexts = {blob: self.canonical(blob) for blob in self.blobs}
+        contexts = {blob: self.canonical(blob) for blob in (*self.blobs, *self.classes)}
         self.config = msgspec.structs.replace(event.config, shadows=self.config.shadows)
         self.count_votes()
         for worker in self.workers.values():

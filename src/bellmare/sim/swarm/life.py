@@ -3,11 +3,11 @@
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from bellmare.core.events import HintSource
 from bellmare.sim.swarm.clients import Clients
-from bellmare.sim.swarm.draws import Action, change, draw
+from bellmare.sim.swarm.draws import Action, change, draw, with_classes
 from bellmare.sim.swarm.healing import heal
 from bellmare.sim.swarm.marks import Fault
 from bellmare.sim.swarm.world import World
@@ -21,6 +21,8 @@ REPLAYED_EVERY = 8
 CHANGED_EVERY = 8
 """In every so manieth seed operators change settings, and other processes take over for a while."""
 CHANGE_CHANCE = 0.15
+CLASSES_CHANCE = 0.5
+"""That context classes change with the settings; else they stay, or go with the other settings of their models."""
 STANDBY_CHANCE = 0.05
 STANDBY_ENDS_CHANCE = 0.5
 """Each of the three: before so many actions as are drawn at once."""
@@ -106,7 +108,10 @@ def live(seed: int, requests: int, *, check_every: int = CHECK_EVERY, healing: b
     The same seed and number of requests give the same run on every machine and under every hash seed.
     """
     rng = random.Random(f"bellmare swarm {seed}")  # noqa: S311 a simulation, not a secret
-    world = World(draw(rng), check_every=check_every)
+    setting = draw(rng)
+    classes = random.Random(f"bellmare classes {seed}")  # noqa: S311 their own: lives without them stay what they are
+    config = with_classes(classes, setting.config, tuple(setting.sizes))
+    world = World(replace(setting, config=config), check_every=check_every)
     run(world, rng, seed=seed, requests=requests)
     if healing:
         heal(world)
@@ -151,7 +156,8 @@ def run(world: World, rng: random.Random, *, seed: int, requests: int) -> None:
 def operate(world: World, rng: random.Random) -> None:
     """Perhaps the settings change, perhaps another process takes over or gives back."""
     if rng.random() < CHANGE_CHANCE:
-        world.change_settings(change(rng, world.oracle.config, world.names))
+        config = change(rng, world.oracle.config, world.names)
+        world.change_settings(with_classes(rng, config, world.names) if rng.random() < CLASSES_CHANCE else config)
     if rng.random() < (STANDBY_ENDS_CHANCE if world.oracle.standby else STANDBY_CHANCE):
         world.stand_by(not world.oracle.standby)
 

@@ -11,12 +11,15 @@ from bellmare.core import events as e
 from bellmare.core.units import Bytes, ModelId, RequestId, WorkerId
 from bellmare.sim.swarm.books import GIB, MIB
 from bellmare.sim.swarm.draws import PLAIN, TWINS, Setting
+from bellmare.sim.swarm.holdings import weights
 from bellmare.sim.swarm.marks import Fault
 from bellmare.sim.swarm.stage import Stage, TrueRunner, TrueWorker
 
 FAULT_KINDS = tuple(e.FaultKind)
 SIGHTS_MAX = 6
 """Observations on their way at once."""
+CONTEXTS = (2048, 8192, 16_384)
+"""With which strangers load."""
 VERSIONS = 4
 """Blobs that a name may mean in turn; the last number stands for none."""
 
@@ -176,13 +179,14 @@ class Machines(Stage):
             return
         worker.stored_told = worker.stored_told or event.stored is not None
         worker.foreign_told = event.foreign_bytes
-        shown = {line.model: line.bytes for line in event.loaded}
+        shown = {line.model: (line.bytes, line.num_ctx) for line in event.loaded}
         for blob, runner in worker.runners.items():
-            known = book.runners.get(blob)
+            known = next((book.runners[one] for one in book.runners if weights(one) == blob), None)
             younger = known is not None and known.since >= event.started_us
             if younger:
                 continue
-            seen = shown.get(blob) == runner.bytes and book.gone.get(blob, -1) < event.started_us
+            left = max((at for one, at in book.gone.items() if weights(one) == blob), default=-1)
+            seen = shown.get(blob) == (runner.bytes, runner.num_ctx) and left < event.started_us
             runner.told = seen and (blob in self.oracle.blobs or event.stored is not None)
 
     def observe_now(self, name: WorkerId) -> None:
@@ -222,7 +226,8 @@ class Machines(Stage):
         if entry is None:
             return e.FaultKind.not_found
         if isinstance(operation, d.Unload):
-            moved = entry.model != operation.model and operation.model in worker.runners
+            wanted = weights(operation.model)
+            moved = entry.model != wanted and wanted in worker.runners
             return e.FaultKind.failed if moved else kind  # it would unload another blob: what was asked for stays
         if entry.model not in worker.runners:
             if operation.name in self.broken:
@@ -249,7 +254,10 @@ class Machines(Stage):
             num_ctx = min(1024, operation.num_ctx) if short else operation.num_ctx
             runner = TrueRunner(operation.name, self._real_bytes(worker, operation), num_ctx)
             worker.runners[blob] = runner
-            runner.told = blob == operation.model and operation.operation in self.oracle.operations
+            runner.told = blob == weights(operation.model) and operation.operation in self.oracle.operations
+        elif runner.num_ctx != operation.num_ctx:
+            runner.num_ctx = operation.num_ctx  # what Ollama does with another context: it loads the blob anew
+            self.fault(Fault.loaded_anew)
         runner.pinned, runner.expired = True, False
         return e.LoadedModel(
             name=runner.name, model=blob, bytes=Bytes(runner.bytes), num_ctx=runner.num_ctx, pinned=True
@@ -303,9 +311,15 @@ class Machines(Stage):
         if not entries:
             return
         entry = entries[size % len(entries)]
-        loading = any(o.model == entry.model and o.worker == worker_id for o in self.operations)
-        if entry.model in worker.runners or loading:
+        loading = any(weights(o.model) == entry.model and o.worker == worker_id for o in self.operations)
+        num_ctx = CONTEXTS[size % len(CONTEXTS)]
+        held = worker.runners.get(entry.model)
+        asked = (request for request in self.oracle.requests.values() if request.worker == worker_id)
+        used = any(weights(request.blob) == entry.model for request in asked)
+        if held is not None and not loading and not used and size % 2 and held.num_ctx != num_ctx:
+            held.num_ctx, held.pinned, held.told = num_ctx, False, False
+            self.fault(Fault.reloaded)
+        if held is not None or loading:
             return
-        num_ctx = (2048, 8192, 16_384)[size % 3]
         worker.runners[entry.model] = TrueRunner(entry.name, entry.weights_bytes, num_ctx, pinned=False)
         self.fault(Fault.stranger)

@@ -42,6 +42,10 @@ class Fault(StrEnum):
     foreign_memory = "foreign_memory"
     stranger = "stranger"
     """Somebody else loads a model."""
+    reloaded = "reloaded"
+    """Somebody else has a blob loaded anew with another context."""
+    loaded_anew = "loaded_anew"
+    """A load of ours does that to what somebody else has loaded since we looked."""
     grown = "grown"
     timer_back = "timer_back"
     expired = "expired"
@@ -103,6 +107,11 @@ SITUATIONS = (
     "forgiven",
     "released",
     "forgotten",
+    "context changed",
+    "class forgotten",
+    "loaded anew by others",
+    "stood in at once",
+    "stood in after a wait",
     "operation given up",
     "ended too late",
     "Answer.True",

@@ -21,8 +21,9 @@ from bellmare.sim.swarm.books import (
     RunnerBook,
     WorkerBook,
 )
+from bellmare.sim.swarm.forgetting import Forgetting
+from bellmare.sim.swarm.holdings import weights
 from bellmare.sim.swarm.refusals import judge_admission, judge_refusal
-from bellmare.sim.swarm.trust import Trusting
 
 BYPASS_MAX = 16
 """Later arrivals of its own lane that may be served before a request that failed once (I15): while it looks for another
@@ -39,7 +40,7 @@ MODELS_SURELY_TRIED = 8
 """With more models waiting than that, one that fits may have to wait for the next look (a step's work is bounded)."""
 
 
-class Oracle(Trusting):
+class Oracle(Forgetting):
     """The ledger, and what the core may decide by it."""
 
     def __init__(self, config: CoreConfig) -> None:
@@ -95,6 +96,8 @@ class Oracle(Trusting):
         assert runner is not None
         self.must(runner.used < runner.slots, "never beyond its slots", decision, runner)
         self.must(decision.num_ctx == runner.num_ctx, "with the runner's own context", decision, runner)
+        if decision.model != request.blob:
+            self._judge_stand_in(decision, request)
         self.must(decision.model == request.blob, "to the blob that its name meant", decision)
         request.attempts += 1
         self.must(decision.attempt == request.attempts <= self.config.attempts_max, "attempts are bounded", decision)
@@ -105,6 +108,20 @@ class Oracle(Trusting):
         runner.in_flight[decision.request] = None
         request.phase, request.worker = "running", decision.worker
         request.dispatched, request.first_token = self.now, False
+
+    def _judge_stand_in(self, decision: d.Dispatch, request: RequestBook) -> None:
+        """Another context of its blob serves it: a larger one, where else it would wait for a load."""
+        same = weights(decision.model) == weights(request.blob)
+        self.must(same, "to the blob that its name meant", decision, request)
+        less = min(decision.num_ctx, self.canonical(decision.model)) < self.canonical(request.blob)
+        self.must(not less, "never with less context than was asked for", decision, request)
+        own = any(request.blob in worker.runners for worker in self.workers.values())
+        self.must(not own, "nobody stands in for a copy that is there", decision, request)
+        self.must(decision.model not in self.waiting, "who stands in overtakes nobody", decision, request)
+        self._judge_order(decision, request)
+        self._waits_no_more(request)
+        request.blob = decision.model
+        self.meet("stood in at once" if request.phase == "new" else "stood in after a wait")
 
     def _judge_words(self, decision: d.Dispatch, request: RequestBook, runner: RunnerBook) -> None:
         """What the client and the log are told of its wait."""
@@ -144,7 +161,8 @@ class Oracle(Trusting):
         self.must(worker.operation is None, "one operation at a time on a worker", decision, worker.operation)
         self.must(worker.observed > worker.lost_at, "nothing begins on a worker that is in doubt", decision)
         entry = worker.stored.get(decision.name)
-        self.must(entry is not None and entry.model == decision.model, "the name reaches the blob there", decision)
+        reached = entry is not None and entry.model == weights(decision.model)
+        self.must(reached, "the name reaches the blob there", decision)
         deadline = self.now + decision.timeout_us + self.config.operation_grace_us
         self.operations[decision.operation] = OperationBook(decision, deadline, self.now)
         worker.operation = decision.operation
@@ -157,8 +175,12 @@ class Oracle(Trusting):
         if decision.cause is d.LoadCause.adopt:
             runner = worker.runners.get(blob)
             self.must(runner is not None and runner.state == "ready", "only residents are adopted", decision)
+            same = runner is not None and runner.num_ctx == decision.num_ctx
+            self.must(same, "a worker is never made to load a blob anew", decision, runner)
             return
         self.must(blob not in worker.runners, "no model is loaded twice", decision)
+        sibling = self.sibling(worker, blob)
+        self.must(sibling is None, "a worker is never made to load a blob anew", decision, sibling)
         claim = worker.claims.pop(blob, None)
         self._judge_shape(worker, decision, claim)
         if worker.spec.capacity_known:
@@ -175,7 +197,7 @@ class Oracle(Trusting):
         self.must(not limit or len(worker.runners) < limit, "Ollama's own number of runners", decision)
         self.must(worker.refused_until.get(blob, 0) <= self.now, "a failed load rests", decision)
         self._judge_reason(worker, decision, claim)
-        slots = worker.slots(self.blobs[blob])
+        slots = worker.slots(self.entry(blob))
         worker.runners[blob] = RunnerBook("loading", decision.reserved_bytes, decision.num_ctx, slots, self.now)
 
     def _judge_shape(self, worker: WorkerBook, decision: d.Load, claim: ClaimBook | None) -> None:
@@ -240,9 +262,10 @@ class Oracle(Trusting):
         assert runner is not None
         self.must(runner.used == 0, "a busy runner is never unloaded", decision, runner)
         self.must(runner.state in ("draining", "unloading"), "drain before unload", decision, runner)
-        if decision.cause in (d.UnloadCause.room, d.UnloadCause.ahead, d.UnloadCause.replica):
+        for_others = (d.UnloadCause.room, d.UnloadCause.context)
+        if decision.cause in (*for_others, d.UnloadCause.ahead, d.UnloadCause.replica):
             self.must(not self.pinned(decision.model), "a pinned model is no victim", decision)
-        if decision.cause is d.UnloadCause.room:
+        if decision.cause in for_others:
             self.must(decision.wanted_by is not None, "room is made for somebody", decision)
         elif decision.cause in (d.UnloadCause.ahead, d.UnloadCause.replica) and decision.wanted_by is None:
             self._judge_unwanted(worker, decision)
@@ -292,8 +315,10 @@ class Oracle(Trusting):
         False if it was chosen before, and drains again because its unload broke or it was seen again.
         """
         wanted, blob = decision.wanted_by, decision.model
-        self.must(wanted is not None and wanted in self.blobs, "room is made for somebody", decision)
+        self.must(wanted is not None and weights(wanted) in self.blobs, "room is made for somebody", decision)
         assert wanted is not None
+        context = weights(wanted) == weights(blob)
+        self.must(context == (decision.cause is d.UnloadCause.context), "who leaves is told why", decision)
         claim = worker.claims.get(wanted)
         again = self._drained_again.setdefault((decision.worker, wanted), {})
         fresh = (decision.worker, wanted) in self._claimed
@@ -372,10 +397,10 @@ class Oracle(Trusting):
             self._judge_claim(*place)
         self._claimed.clear()
         self._drained_again.clear()
-        self._forget_blobs()
+        self.forget_blobs()
         for blob, waiting in self.waiting.items():
             self._judge_idle_slots(blob, waiting)
-            if any(w.routable and any(s.model == blob for s in w.stored.values()) for w in self.workers.values()):
+            if any(worker.routable and self.stores(worker, blob) for worker in self.workers.values()):
                 self.stranded_since.pop(blob, None)
             else:
                 self.stranded_since.setdefault(blob, self.now)
@@ -401,7 +426,13 @@ class Oracle(Trusting):
             return
         victims = list(claim.victims)
         self.must(self.fits(worker, wanted, claim, leaving=victims), "victims make room", name, wanted, victims)
+        sibling = self.sibling(worker, wanted)
+        gone = sibling is None or sibling in victims
+        self.must(gone, "another context of the blob leaves first", name, wanted, victims, sibling)
         for victim in victims:
+            if victim == sibling:
+                self.meet("context changed")
+                continue
             rest = [other for other in victims if other != victim]
             needed = not self.fits(worker, wanted, claim, leaving=rest)
             self.must(needed, "no victim that is not needed", name, wanted, victim)
@@ -449,37 +480,12 @@ class Oracle(Trusting):
                 continue
             if not all(self.binds(worker, r) and name not in r.failed_on for r in waiting.values()):
                 continue
+            if self.sibling(worker, blob) is not None or not self.stores(worker, blob):
+                continue
             num_ctx = self.canonical(blob)
             claim = ClaimBook(self.need(worker, blob, num_ctx), num_ctx, self.now)
             idle = self.fits(worker, blob, claim, leaving=())
             self.must(not idle, "nobody waits beside a worker with room", blob, name)
-
-    def _forget_blobs(self) -> None:
-        """A blob is known while a disk or a GPU holds it, somebody asked for it, or a sight on its way may show it."""
-        known = {entry.model for worker in self.workers.values() for entry in worker.stored.values()}
-        unstored = [blob for blob in self.blobs if blob not in known]
-        if not unstored:
-            return
-        known |= {blob for worker in self.workers.values() for blob in worker.runners}
-        known |= {b for worker in self.workers.values() for b, gone in worker.gone.items() if gone >= worker.observed}
-        known |= {request.blob for request in self.requests.values()}
-        known |= {operation.decision.model for operation in self.operations.values()}
-        for blob in unstored:
-            if blob not in known:
-                self._forget(blob)
-                self.meet("forgotten")
-
-    def _forget(self, blob: ModelId) -> None:
-        del self.blobs[blob]
-        for shape in [shape for shape in self.measured if shape[0] == blob]:
-            del self.measured[shape]
-        for memory in (self.largest, self.service, self.ever_pinned, self.asked_in, self.asked_out):
-            memory.pop(blob, None)
-        for worker in self.workers.values():
-            worker.refused_until.pop(blob, None)
-            worker.resting_until.pop(blob, None)
-            worker.failed_loads.pop(blob, None)
-            worker.claims.pop(blob, None)
 
 
 def event_request(event: e.Event) -> RequestId | None:

@@ -38,8 +38,8 @@ def judge_refusal(books: Ledger, request: RequestBook, decision: d.Reject) -> No
         must(books.now >= request.event.deadline_us, "deadline_passed only at the deadline", decision)
     elif why is d.Refusal.no_healthy_worker:
         routable = [worker for worker in books.workers.values() if worker.routable]
-        away = not any(books.binds(worker, request) for worker in routable)
-        stored_nowhere = not any(request.blob in {s.model for s in worker.stored.values()} for worker in routable)
+        away = not any(books.binds(w, request) and books.stores(w, request.blob) for w in routable)
+        stored_nowhere = not any(books.stores(worker, request.blob) for worker in routable)
         must(away and (new or stored_nowhere), "no_healthy_worker only if so", decision)
     elif why is d.Refusal.model_does_not_fit:
         must(not _surely_fits(books, request), "does_not_fit only if so", decision)
@@ -93,6 +93,11 @@ def judge_admission(books: Ledger, request: RequestBook) -> None:
     books.must(others < config.queue_per_model_max, "nobody waits beyond the model's bound", request, others)
     books.must(in_all < config.queue_total_max, "nobody waits beyond the bound of all", request, in_all)
     books.must(request.event.deadline_us > books.now, "nobody waits past the deadline", request)
+    if not any(request.blob in worker.runners for worker in books.workers.values()):
+        holders = [worker for worker in books.workers.values() if books.stores(worker, request.blob)]
+        siblings = [books.sibling(worker, request.blob) for worker in holders]
+        shut_out = bool(holders) and all(one is not None and books.pinned(one) for one in siblings)
+        books.must(not shut_out, "nobody waits for what a pin shuts out", request)
     certain = ready_wait(books, request.blob, request.ahead)
     if certain is not None and request.ahead:
         bound = min(config.queue_wait_max_us, request.event.deadline_us - books.now)
@@ -112,10 +117,11 @@ def _surely_fits(books: Ledger, request: RequestBook) -> bool:
     if request.blob in books.largest:
         return False
     for worker in books.workers.values():
-        for entry in worker.stored.values():
-            if entry.model == request.blob:
-                need = books.need(worker, request.blob, books.canonical(request.blob)) + MIB
-                room = worker.capacity - worker.spec.headroom_bytes - worker.foreign
-                if not worker.spec.capacity_known or need <= room:
-                    return True
+        sibling = books.sibling(worker, request.blob)
+        if not books.stores(worker, request.blob) or (sibling is not None and books.pinned(sibling)):
+            continue
+        need = books.need(worker, request.blob, books.canonical(request.blob)) + MIB
+        room = worker.capacity - worker.spec.headroom_bytes - worker.foreign
+        if not worker.spec.capacity_known or need <= room:
+            return True
     return False

@@ -13,6 +13,7 @@ from bellmare.core.engine import Engine
 from bellmare.core.units import InstantUs, ModelId, RequestId, WorkerId
 from bellmare.sim.swarm.books import SECOND, Broken
 from bellmare.sim.swarm.draws import PLAIN, Setting
+from bellmare.sim.swarm.holdings import weights
 from bellmare.sim.swarm.oracle import Oracle, event_request
 
 REMEMBERED_MAX = 64
@@ -107,6 +108,7 @@ class Stage:
             same = self.copy.next_deadline_us() == self.engine.next_deadline_us()
             oracle.must(same, "a restored engine waits for the same", event)
         self._check_memory(decisions)
+        self._check_contexts(decisions)
         oracle.decided(decisions)
         for decision in decisions:
             oracle.meet(type(decision).__name__)
@@ -128,6 +130,14 @@ class Stage:
             raise
         except Exception as error:  # whatever it is, it would have ended the gateway's only writer
             raise Broken(f"the core does not crash: {type(error).__name__} {error} on {event}") from error
+
+    def _check_contexts(self, decisions: list[d.Decision]) -> None:
+        """By what is really there and was told, nothing asks a worker for a blob with another context (I2)."""
+        for decision in decisions:
+            if isinstance(decision, d.Load | d.Dispatch):
+                runner = self.workers[decision.worker].runners.get(weights(decision.model))
+                same = runner is None or not runner.told or runner.num_ctx == decision.num_ctx
+                self.oracle.must(same, "no worker loads a blob anew by itself", decision, runner)
 
     def _check_memory(self, decisions: list[d.Decision]) -> None:
         """By what is really there and was told, no load is asked for that the GPU cannot take (I1)."""

@@ -58,6 +58,15 @@ class World(Machines):
         """The name of that number; beyond the last, one that nobody stores."""
         return self.names[number] if 0 <= number < len(self.names) else UNHEARD_OF
 
+    def classes_of(self, name: str) -> list[str]:
+        """The names of its context classes."""
+        blob = self.oracle.resolve(name)
+        return [name + one[len(blob) :] for one in self.oracle.class_ids(blob)] if blob is not None else []
+
+    def all_names(self) -> list[str]:
+        """Every name, each followed by its classes."""
+        return [one for name in self.names for one in (name, *self.classes_of(name))]
+
     def arrive(self, ask: Ask) -> RequestId:
         request = RequestId(f"r{self.next_request}")
         self.next_request += 1
@@ -159,15 +168,21 @@ class World(Machines):
         """An operator wants a model in; on the best worker if ``pick`` is negative."""
         worker = self.pick_worker(pick) if pick >= 0 else None
         self.habit(Habit.operator_load)
-        self.feed(e.LoadRequested(ticket=f"t{self.steps}", name=self.names[name % len(self.names)], worker=worker))
+        self.feed(e.LoadRequested(ticket=f"t{self.steps}", name=self._some_name(name), worker=worker))
 
     def ask_unload(self, name: int, pick: int) -> None:
         worker = self.pick_worker(pick) if pick >= 0 else None
         self.habit(Habit.operator_unload)
-        self.feed(e.UnloadRequested(ticket=f"t{self.steps}", name=self.names[name % len(self.names)], worker=worker))
+        self.feed(e.UnloadRequested(ticket=f"t{self.steps}", name=self._some_name(name), worker=worker))
+
+    def _some_name(self, number: int) -> str:
+        """A name, or one of its classes."""
+        plain = self.names[number % len(self.names)]
+        names = [plain, *self.classes_of(plain)]
+        return names[number // len(self.names) % len(names)]
 
     def release(self, name: int) -> None:
-        self.feed(e.ModelReleased(name=self.names[name % len(self.names)]))
+        self.feed(e.ModelReleased(name=self._some_name(name)))
 
     def change_settings(self, config: CoreConfig) -> None:
         """The operator's file was read again."""

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import msgspec
 
+from bellmare.core.naming import CLASS_MARK
 from bellmare.core.units import SECOND_US
 from bellmare.sim.workload import START_US, Arrival, SimModel, Workload
 from bellmare.sim.workloads.columns import TraceError
@@ -110,7 +111,8 @@ class _Reading:
             self._open.clear()  # another process: it knows nothing of requests under way
         now_us = self._last_us = step.at_us + self._shift_us
         if event.type == "RequestArrived":
-            self._open[event.request] = asked = _Asked(now_us, event.name, event.tenant)
+            name = event.name.partition(CLASS_MARK)[0]  # contexts of a blob are one model here
+            self._open[event.request] = asked = _Asked(now_us, name, event.tenant)
             self.requests.append(asked)
         elif event.type in ("RequestFinished", "RequestCancelled"):
             self._ended(event.request, now_us)
@@ -120,7 +122,7 @@ class _Reading:
             self._stores(event.stored)
         for decision in step.decisions:
             if decision.type == "Dispatch" and (found := self._open.get(decision.request)) is not None:
-                found.began_us, found.model = now_us, decision.model or ""
+                found.began_us, found.model = now_us, (decision.model or "").partition(CLASS_MARK)[0]
             elif decision.type == "Reject":
                 self._open.pop(decision.request, None)
 

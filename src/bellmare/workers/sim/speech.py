@@ -1,5 +1,6 @@
 """What one generation says, token by token: thinking, then calls of tools, JSON, a quotation of results, or a story."""
 
+import re
 from typing import Any, Protocol
 
 import msgspec
@@ -12,6 +13,8 @@ TOOL_TOKENS = 8
 """Tokens of one call."""
 STOP_SEARCH_TOKENS = 20_000
 """A stop sequence that would come later is not noticed: stories have no end of their own."""
+KEYS_SCAN_CHARS = 20_000
+"""Of a prompt only its end is searched for keys."""
 _PIECE_CHARS = 4
 _THINKING_SHARE = 4
 """One token in so many is thinking, where a model thinks."""
@@ -131,14 +134,33 @@ def speech(asked: Asked) -> Speech:
 def _text(asked: Asked) -> tuple[Text, bool]:
     """The answer proper, and whether the limit makes its length."""
     if isinstance(asked.form, dict):
-        said = msgspec.json.encode(instance(asked.form, Hints(asked.text))).decode()
+        said = msgspec.json.encode(instance(asked.form, Hints(_question(asked)))).decode()
         return Fixed(said), False
+    keys = _keys(_question(asked)) if asked.form else []
+    if keys:
+        wanted = {"type": "object", "required": keys}
+        return Fixed(msgspec.json.encode(instance(wanted, Hints(""))).decode()), False
     quoted = result_text(asked.messages)
     if quoted and not asked.form:
         return Fixed(quoted), False
     limited = asked.limit > 0
     length = asked.limit if limited else natural_length(asked.seed)
     return Story(asked.seed, length, as_json=bool(asked.form)), limited
+
+
+def _keys(text: str) -> list[str]:
+    """The keys of the object that ``format: "json"`` is to give, where a sentence has ``keys 'a' and 'b'``."""
+    sentences = re.split(r"[.\n]", text[-KEYS_SCAN_CHARS:])
+    said = next((one for one in sentences if re.search(r"\bkeys?\b", one)), "")
+    return list(dict.fromkeys(re.findall(r"['\"`]([\w-]{1,64})['\"`]", said)))
+
+
+def _question(asked: Asked) -> str:
+    """The last user's words: what stands before, a system message with the schema perhaps, is no source of values."""
+    for message in reversed(asked.messages):
+        if isinstance(message, dict) and message.get("role") == "user" and isinstance(message.get("content"), str):
+            return str(message["content"])
+    return asked.text
 
 
 def _stopped(text: Text, stops: tuple[str, ...]) -> Text:

@@ -1,0 +1,238 @@
+"""Pull, push, create, copy and delete through the gateway: asked once, done on every healthy worker, told as one."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Any
+
+import msgspec
+
+from bellmare.gateway import replies
+from bellmare.gateway.leaving import Leaver
+from bellmare.gateway.management.asking import NotDone, lines_of
+from bellmare.gateway.management.keeping import keeping
+from bellmare.gateway.shelf import Shelf
+from bellmare.http.client import UpstreamError
+from bellmare.http.exchange import Exchange
+from bellmare.protocols.errors import Dialect, InvalidRequest, render_error, upstream_error_text
+from bellmare.protocols.management import Change, parse_change, parse_copy
+from bellmare.protocols.progress import MergedProgress
+from bellmare.workers.ollama import OllamaWorker
+
+CHANGES_MAX = 32
+"""Under way at once, over all clients; each holds a connection to every worker."""
+SHORT_S = 60.0
+"""For a copy or a delete: neither moves any weights."""
+NOBODY = "no worker is reachable at the moment"
+TOO_MANY = "too many changes to models are under way: try again in 1 s"
+NO_ANSWER = "did not answer"
+
+_Job = Callable[[OllamaWorker, Change], Awaitable[None]]
+
+
+class Changes:
+    """Answers the five routes; blobs are another matter."""
+
+    def __init__(self, shelf: Shelf) -> None:
+        self._shelf = shelf
+        self._under_way = 0
+
+    # ------------------------------------------------------------------ routes
+
+    def pull(self, exchange: Exchange) -> None:
+        """POST /api/pull."""
+        self._begin(exchange, parse_change, partial(self._with_progress, "/api/pull"))
+
+    def create(self, exchange: Exchange) -> None:
+        """POST /api/create."""
+        self._begin(exchange, parse_change, partial(self._with_progress, "/api/create"))
+
+    def push(self, exchange: Exchange) -> None:
+        """POST /api/push: from one worker that has it."""
+        self._begin(exchange, parse_change, self._push)
+
+    def copy(self, exchange: Exchange) -> None:
+        """POST /api/copy: on every worker that has the source."""
+        self._begin(exchange, parse_copy, self._copy)
+
+    def delete(self, exchange: Exchange) -> None:
+        """DELETE /api/delete: on every worker that has it."""
+        self._begin(exchange, parse_change, self._delete)
+
+    # ------------------------------------------------------------------ around each
+
+    def _begin(
+        self,
+        exchange: Exchange,
+        parse: Callable[[bytes], Change],
+        carry_out: Callable[[Exchange, Change], Awaitable[None]],
+    ) -> None:
+        try:
+            change = parse(exchange.request.body)
+        except InvalidRequest as error:
+            _refuse(exchange, error.status, error.message)
+            return
+        if self._under_way >= CHANGES_MAX:
+            headers = replies.retry_headers(1_000_000)
+            exchange.respond(429, [replies.JSON, *headers], render_error(Dialect.ollama, 429, TOO_MANY))
+            return
+        self._under_way += 1
+        task = self._shelf.fleet.tasks.spawn(self._run(exchange, change, carry_out), name="change of models")
+        task.add_done_callback(self._ended)
+        exchange.listener = Leaver(task)
+
+    async def _run(
+        self, exchange: Exchange, change: Change, carry_out: Callable[[Exchange, Change], Awaitable[None]]
+    ) -> None:
+        try:
+            await carry_out(exchange, change)
+        finally:
+            if not exchange.finished and not exchange.disconnected:  # a bug, or the process ends
+                exchange.abort()
+
+    def _ended(self, task: "asyncio.Task[None]") -> None:
+        self._under_way -= 1
+
+    # ------------------------------------------------------------------ each
+
+    async def _with_progress(self, path: str, exchange: Exchange, change: Change) -> None:
+        ports = self._shelf.healthy()
+        if not ports:
+            _refuse(exchange, 503, NOBODY)
+            return
+        teller = _Teller(exchange, [port.worker for port in ports], stream=change.stream)
+
+        async def one(port: OllamaWorker) -> None:
+            try:
+                async with keeping(port, change.name):
+                    async for line in lines_of(port.upstream, path, change.body(stream=True)):
+                        teller.hear(port.worker, line)
+                    teller.silent(port.worker)
+            except NotDone as refused:
+                teller.refused(port.worker, refused)
+            except UpstreamError:
+                teller.failed(port.worker, NO_ANSWER)
+
+        await self._all(ports, one)
+        teller.end()
+
+    async def _push(self, exchange: Exchange, change: Change) -> None:
+        port = self._shelf.holder(change.name)
+        if port is None:
+            _refuse(exchange, 404, replies.not_found_text(change.spelling, change.name, self._shelf.names()))
+            return
+        teller = _Teller(exchange, [port.worker], stream=change.stream)
+        try:
+            async for line in lines_of(port.upstream, "/api/push", change.body(stream=True)):
+                teller.hear(port.worker, line)
+            teller.silent(port.worker)
+        except NotDone as refused:
+            teller.refused(port.worker, refused)
+        except UpstreamError:
+            teller.failed(port.worker, NO_ANSWER)
+        teller.end()
+
+    async def _copy(self, exchange: Exchange, change: Change) -> None:
+        await self._shortly(exchange, change, having=change.source, ask=("POST", "/api/copy"))
+
+    async def _delete(self, exchange: Exchange, change: Change) -> None:
+        await self._shortly(exchange, change, having=change.name, ask=("DELETE", "/api/delete"))
+
+    async def _shortly(self, exchange: Exchange, change: Change, *, having: str, ask: tuple[str, str]) -> None:
+        """What every worker that has ``having`` does at once, answered as Ollama does: 200 without a body."""
+        ports = [port for port in self._shelf.healthy() if having in port.tags]
+        if not ports:
+            _refuse(exchange, 404, replies.not_found_text(change.spelling, having, self._shelf.names()))
+            return
+        failures: dict[str, tuple[int, str]] = {}
+
+        async def one(port: OllamaWorker) -> None:
+            try:
+                async with keeping(port, change.name):
+                    answer = await port.upstream.fetch(*ask, body=change.body(), timeout_s=SHORT_S)
+                if answer.status != 200:
+                    failures[port.worker] = (answer.status, upstream_error_text(answer.body))
+            except UpstreamError:
+                failures[port.worker] = (502, NO_ANSWER)
+
+        await self._all(ports, one)
+        if not failures:
+            exchange.respond(200, (), b"")
+            return
+        status = max(status for status, _ in failures.values())
+        said = {text for _, text in failures.values()}
+        text = "; ".join(f"{worker}: {text}" for worker, (_, text) in failures.items())
+        done = len(ports) - len(failures)
+        whole = said.pop() if len(said) == 1 and not done else f"done on {done} of {len(ports)} workers; {text}"
+        _refuse(exchange, status, whole)
+
+    async def _all(self, ports: list[OllamaWorker], one: Callable[[OllamaWorker], Awaitable[None]]) -> None:
+        """On all of them side by side, and then let the core see what has become of it."""
+        async with asyncio.TaskGroup() as group:
+            for port in ports:
+                group.create_task(_awaited(one(port)))
+        await self._shelf.look(ports)
+
+
+async def _awaited(work: Awaitable[None]) -> None:
+    await work
+
+
+class _Teller:
+    """Tells one client of the change on several workers, as Ollama tells of its own (ollama.md 6.3)."""
+
+    def __init__(self, exchange: Exchange, workers: list[Any], *, stream: bool) -> None:
+        self._exchange = exchange
+        self._stream = stream
+        self._progress = MergedProgress(workers)
+        self._statuses: set[int] = set()
+        """Of workers that refused before their first line."""
+
+    def hear(self, worker: str, line: bytes) -> None:
+        """A worker's next line."""
+        self._tell(self._progress.take(worker, line))
+
+    def silent(self, worker: str) -> None:
+        """A worker's answer has ended: it should have said how."""
+        self._tell(self._progress.fail(worker, "the answer stopped before its end"))
+
+    def refused(self, worker: str, refused: NotDone) -> None:
+        """A worker answered with an error status."""
+        self._statuses.add(refused.status)
+        self._tell(self._progress.fail(worker, refused.text))
+
+    def failed(self, worker: str, text: str) -> None:
+        """A worker could not be asked to the end."""
+        self._tell(self._progress.fail(worker, text))
+
+    def end(self) -> None:
+        """All have ended."""
+        exchange, progress = self._exchange, self._progress
+        if exchange.started:
+            exchange.write(_line(progress.end()))
+            exchange.finish()
+        elif progress.failures:
+            alike = len(self._statuses) == 1 and not progress.done
+            _refuse(exchange, self._statuses.pop() if alike else 500, progress.error)
+        elif self._stream:
+            exchange.start(200, [replies.NDJSON])
+            exchange.write(_line(progress.end()))
+            exchange.finish()
+        else:
+            exchange.respond(200, [replies.JSON], msgspec.json.encode(progress.end()))
+
+    def _tell(self, lines: list[dict[str, Any]]) -> None:
+        if not self._stream or not lines or self._exchange.disconnected:
+            return
+        if not self._exchange.started:
+            self._exchange.start(200, [replies.NDJSON])
+        if not self._exchange.paused:  # who does not read gets later figures later
+            self._exchange.write(b"".join(map(_line, lines)))
+
+
+def _line(fields: dict[str, Any]) -> bytes:
+    return msgspec.json.encode(fields) + b"\n"
+
+
+def _refuse(exchange: Exchange, status: int, text: str) -> None:
+    exchange.respond(status, [replies.JSON], render_error(Dialect.ollama, status, text))
