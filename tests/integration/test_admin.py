@@ -189,6 +189,6 @@ async def test_every_metric_is_ours_and_every_label_is_from_a_closed_set(sim, ga
     assert all(name.startswith("bellmare_") for name in names)
     labels = set(re.findall(r'[{,](\w+)="', text))
     known = {"model", "status", "direction", "refusal", "fault", "cause", "outcome", "worker", "healthy", "part", "le"}
-    assert labels <= known | {"state", "source", "policy", "to", "method"}
+    assert labels <= known | {"state", "source", "policy", "to", "method", "by"}
     assert set(re.findall(r'source="(\w+)"', text)) == set(HintSource)
     assert set(re.findall(r'policy="([^"]+)"', text)) <= {*POLICIES, "stock"}

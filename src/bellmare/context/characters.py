@@ -7,7 +7,7 @@ ASCII. ``~`` is a symbol; to builds before autumn 2026 it was none, one token mo
 import functools
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 _PLANES = (range(0x323B0), range(0xE0000, 0xE01F0))
 """Where characters with a category are; beyond is private use."""
@@ -18,15 +18,24 @@ FOREIGN_SPACES = dict.fromkeys(
 )
 """Where llama.cpp uses a pattern without categories, it sees these as vertical tabs."""
 _NAMES = "LMNPS"
+STEP_CODES = 512
+"""Characters looked up between two pauses."""
 
 
-@functools.cache
-def _ranges() -> dict[str, str]:
-    """By main category, its characters as part of a class. ``U`` are letters but a to z, ``W`` letters but A to Z."""
-    found: dict[str, list[list[int]]] = {name: [] for name in (*_NAMES, "U", "W")}
+_ranges: dict[str, str] = {}
+"""By main category, its characters as part of a class. ``U`` are letters but a to z, ``W`` letters but A to Z."""
+
+
+def learn_categories(pause: Callable[[], object] = lambda: None) -> None:
+    """Look all characters up, once in a process: a tenth of a second, with a pause after each millisecond."""
+    if _ranges:
+        return
+    found: dict[str, list[list[int]]] = {name: [] for name in _NAMES}
     category = unicodedata.category
     for plane in _PLANES:
         for code in plane:
+            if not code % STEP_CODES:
+                pause()
             name = category(chr(code))[0]
             ranges = found.get(name)
             if ranges is None:
@@ -38,7 +47,7 @@ def _ranges() -> dict[str, str]:
     others = [pair for pair in found["L"] if pair[0] > 0x7F]
     found["U"] = [[0x41, 0x5A], *others]
     found["W"] = [[0x61, 0x7A], *others]
-    return {name: "".join(_span(*pair) for pair in pairs) for name, pairs in found.items()}
+    _ranges.update((name, "".join(_span(*pair) for pair in pairs)) for name, pairs in found.items())
 
 
 def _span(first: int, last: int) -> str:
@@ -47,6 +56,7 @@ def _span(first: int, last: int) -> str:
 
 def translated(pattern: str) -> str:
     """``pattern``, which has ``\\p{L}`` and its like, ``\\s``, ``\\S`` and ``\\d``, as Python's ``re`` reads it."""
+    learn_categories()
     pieces: list[str] = []
     inside = False
     at = 0
@@ -55,7 +65,7 @@ def translated(pattern: str) -> str:
         if two == "\\p":
             name = pattern[at + 3]
             assert pattern[at + 2] == "{" and pattern[at + 4] == "}", pattern
-            pieces.append(_ranges()[name] if inside else f"[{_ranges()[name]}]")
+            pieces.append(_ranges[name] if inside else f"[{_ranges[name]}]")
             at += 5
         elif two in ("\\s", "\\d"):
             characters = WHITE if two == "\\s" else "0-9"

@@ -73,8 +73,8 @@ class Counter:
         """Counts handed in and not ended."""
         return len(self._pending)
 
-    def count(self, name: str, request: Prompted, done: Done) -> _Pending | None:
-        """See ``counting.TokenCounter``."""
+    def count(self, name: str, request: Prompted, done: Done, *, ask: bool = True) -> _Pending | None:
+        """See ``counting.TokenCounter``. Without ``ask`` no worker is asked for a vocabulary that is not there."""
         reading = self.library.reading(name)
         lessons = reading.lessons if reading is not None else Lessons()
         pending = _Pending(self._pending, request, lessons, done)
@@ -83,7 +83,7 @@ class Counter:
         yardstick = self.library.yardstick(reading)
         if yardstick is not None:
             return self._measure(pending, yardstick)
-        if not self.library.want(name, reading):
+        if not ask or not self.library.want(name, reading):
             return self._by_bytes(pending)
         self._pending[pending] = None
         go_on = partial(self._loaded, pending, reading)

@@ -9,7 +9,7 @@ import unicodedata
 from collections.abc import Callable, Iterator
 from heapq import heapify, heappop, heappush
 
-from bellmare.context.characters import FOREIGN_SPACES, any_of, compiled
+from bellmare.context.characters import FOREIGN_SPACES, any_of, compiled, learn_categories
 from bellmare.context.splits import SPLITS
 from bellmare.context.vocabulary import Vocabulary
 
@@ -23,7 +23,7 @@ WORD_CHARS_MAX = 32
 """Of a word that is remembered."""
 SHORT_WORD = 24
 """Up to so many symbols it is quicker to look for the best pair each time than to keep a heap."""
-SLICE = 16_384
+SLICE = 2_048
 """Entries of a table that are added at once: 1 ms."""
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = range(1, 7)
@@ -179,6 +179,7 @@ class BytePairs(Encoder):
         if split.spaced:
             self.boundary = LINE_END
         self._whole_words = split.whole_words
+        learn_categories(pause)
         self._patterns = [(compiled(pattern), "\\p" not in pattern) for pattern in split.patterns]
         self._ranks: dict[str, int] = {}
         merges = vocabulary.merges

@@ -207,7 +207,7 @@ class ContextGuard:
         if len(self._sampled) > 10 * SAMPLED_MAX * SAMPLED_MAX:
             self._sampled.clear()
         self._sampled[name] = seen + 1
-        self.counter.count(name, native, partial(self._learn, name, native, tokens=tokens))
+        self.counter.count(name, native, partial(self._learn, name, native, tokens=tokens), ask=False)
 
     def _learn(self, name: str, native: Prompted, count: Count, *, tokens: int) -> None:
         error = self.counter.learn(name, native, count, tokens=tokens)
