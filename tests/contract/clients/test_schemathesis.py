@@ -1,4 +1,4 @@
-"""Requests made from our own description of the API: none may end in a failure of ours or in an answer that it lacks."""
+"""Requests made from our own description of the API: none may fail on our side or get an answer that it lacks."""
 
 from __future__ import annotations
 
