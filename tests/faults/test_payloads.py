@@ -309,11 +309,17 @@ async def test_c13_old_turns_are_left_out_as_a_whole_and_the_rest_arrives_as_it_
     assert sent[3]["tool_name"] == "f"
 
 
-async def test_c13_what_may_not_be_left_out_and_does_not_fit_is_refused(fleet):
+async def test_c13_what_may_not_be_left_out_goes_to_the_worker_whole_and_is_announced(fleet):
     running, worker, before = fleet
     messages = [{"role": "system", "content": "\u65e5\u672c\u8a9e " * 20_000}, *HI]
     for path in ("/api/chat", CHAT):
-        assert "context" in await refused(running, path, said(path, messages=messages))
+        reply = await running.post(path, said(path, messages=messages, stream=False))
+        assert reply.status == 200
+        assert "cut=worker" in reply.headers["x-bellmare-context"]
+        assert [one["content"] for one in asked(worker)[-1]["messages"]] == [one["content"] for one in messages]
+    before = len(asked(worker))
+    text = await refused(running, "/api/chat", said("/api/chat", messages=messages, truncate=False))
+    assert "exceeds the available context size (8192 tokens)" in text
     assert len(asked(worker)) == before
 
 

@@ -249,11 +249,19 @@ async def test_models_and_tenants_may_differ(simulated):
     assert reply.status == 400
 
 
-async def test_a_last_message_that_is_too_long_by_itself_is_refused_with_the_counts(served):
+async def test_a_last_message_that_is_too_long_by_itself_is_left_to_the_worker_and_announced(served):
     messages = [*LONG[:9], {"role": "user", "content": "x " * 9_000}]
     reply = await served.chat(messages)
-    assert reply.status == 400
-    assert "without its older turns it still has" in reply.json["error"]
+    assert reply.status == 200
+    assert told(reply)["cut"] == "worker"
+    assert told(reply)["dropped"] == 8
+    assert told(reply)["prompt"] > NUM_CTX
+    strict = await served.chat(messages, truncate=False)
+    assert strict.status == 400
+    if served.model == "v:1":  # the engine cuts as Ollama does; the simulated worker does not
+        assert reply.json["prompt_eval_count"] < NUM_CTX
+        text = served.gateway.service.metrics.render().decode()
+        assert 'bellmare_context_shift_events_total{by="worker",model="v:1"} 1.0' in text
 
 
 async def test_a_larger_class_serves_what_does_not_fit(simulated):

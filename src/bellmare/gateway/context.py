@@ -329,16 +329,15 @@ class _Judging:
             raise ContextExceeded(self.count.tokens, num_ctx, most=most)
 
     def cut(self, native: ChatRequest, num_ctx: int, metrics: ContextMetrics) -> tuple[Errand, bool]:
-        """Without its oldest turns."""
+        """Without its oldest turns; and whether the body has to be written anew beside the loop."""
         messages = native.messages or []
         count, room = self.count, self.room(num_ctx)
         items = [Item(_ROLES.get(_role(one), Role.answer), max(0, size)) for one, size in _sized(messages, count)]
         found = plans.cut(items, fixed=count.fixed, room=room)
-        if not found.fits and count.lowest - (count.tokens - found.tokens) > room.most:
-            metrics.refused(self.errand.name)
-            raise ContextExceeded(count.tokens, num_ctx, most=room.most, left=found.tokens)
+        # What must stay and does not fit is left to the worker, which cuts it as it would without us: we say so.
+        note = " cut=worker" if count.lowest - (count.tokens - found.tokens) > room.most else ""
         if not found.dropped:
-            return self.passed(num_ctx), False
+            return self.passed(num_ctx, note=note.strip()), False
         gone = set(found.dropped)
         kept = [position for position in range(len(messages)) if position not in gone]
         metrics.cut(self.errand.name, count.tokens - found.tokens)
@@ -356,7 +355,7 @@ class _Judging:
             count.rough * share,
             count.each,
         )
-        told = f"prompt={found.tokens} limit={num_ctx} dropped={len(gone)}"
+        told = f"prompt={found.tokens} limit={num_ctx} dropped={len(gone)}{note}"
         errand = self._with(left, num_ctx, header=told)
         native = msgspec.structs.replace(native, messages=[messages[position] for position in kept])
         large = errand.prepared is not None and _is_large(native)

@@ -26,16 +26,14 @@ class InvalidRequest(Exception):  # noqa: N818 - named for whose error it is
 
 
 class ContextExceeded(InvalidRequest):
-    """The prompt does not fit into the model's context. ``left``: its tokens once all is left out that may be."""
+    """The prompt does not fit into the model's context, of which ``most`` tokens are for it."""
 
-    def __init__(self, tokens: int, num_ctx: int, *, most: int, left: int = 0) -> None:
+    def __init__(self, tokens: int, num_ctx: int, *, most: int) -> None:
         self.tokens = tokens
         self.num_ctx = num_ctx
         text = f"request ({tokens} tokens) exceeds the available context size ({num_ctx} tokens), try increasing it"
         if most < num_ctx - 1:
             text += f"; {most} tokens are for the prompt"
-        if left:
-            text += f"; without its older turns it still has {left} tokens"
         super().__init__(text)
 
     def text(self, dialect: "Dialect") -> str:
