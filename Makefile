@@ -8,7 +8,7 @@ TESTS ?=
 # 7 days: a package that was taken over is mostly found within one.
 LOCK := $(BIN)/uv pip compile --quiet --universal --python-version 3.11 \
 	--generate-hashes --no-emit-index-url --exclude-newer "7 days" --custom-compile-command "make lock"
-RUN_SET := pyproject.toml --extra embedded --extra tokens --group build
+RUN_SET := pyproject.toml --extra embedded --group build
 CLIENTS := tests/contract/clients/requirements
 
 .PHONY: help up test fast check format simulate mutants rude bench-core bench-proxy soak lock docs clean

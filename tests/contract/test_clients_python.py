@@ -37,6 +37,7 @@ CLIENTS = (
     "llama_index",
     "instructor",
     "litellm",
+    "schemathesis",
 )
 ENGINE_CLIENTS = ("ollama", "openai", "anthropic")
 """Those that also speak to a real model; their tests that need the simulated one's words are marked ``sim``."""

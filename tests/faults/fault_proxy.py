@@ -7,6 +7,7 @@ the server to the client. It knows no HTTP.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import random
 from dataclasses import dataclass, field
 from typing import Any
@@ -113,14 +114,20 @@ class FaultProxy:
             async with asyncio.TaskGroup() as group:
                 for pipe in pipes:
                     group.create_task(self._pass_on(pipe))
-        except* (ConnectionError, OSError, asyncio.CancelledError):
+        except* (
+            ConnectionError,
+            OSError,
+            RuntimeError,
+            asyncio.CancelledError,
+        ):  # RuntimeError: uvloop, of a closed one
             pass
         finally:
             for end in (writer, server_writer):
                 if any(pipe.cut for pipe in pipes):
                     abort(end)
                 else:
-                    end.close()
+                    with contextlib.suppress(RuntimeError):  # uvloop, of one that is closed already
+                        end.close()
 
     async def _pass_on(self, pipe: _Pipe) -> None:
         toxics = pipe.toxics

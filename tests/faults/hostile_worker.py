@@ -98,7 +98,7 @@ class HostileWorker:
         try:
             while await self._one(reader, writer):
                 pass
-        except (ConnectionError, asyncio.IncompleteReadError, TimeoutError, asyncio.CancelledError):
+        except (ConnectionError, RuntimeError, asyncio.IncompleteReadError, TimeoutError, asyncio.CancelledError):
             pass  # the other side has left, or we do
         finally:
             writer.transport.abort()

@@ -84,8 +84,6 @@ async def test_a_model_that_is_no_name_is_refused(running, path):
         ("/api/generate", {"keep_alive": True}),
         ("/api/chat", {"messages": "x"}),
         ("/api/chat", {"messages": ["x"]}),
-        ("/api/chat", {"messages": [{"content": "x"}]}),
-        ("/api/chat", {"tools": [{"type": "function"}]}),
         ("/api/chat", {"top_logprobs": 99, "logprobs": True}),
         ("/api/embed", {"input": 5}),
         ("/api/embed", {"input": [5]}),
@@ -142,7 +140,7 @@ async def test_a_body_over_the_limit_is_refused_before_it_is_read(running, path)
 
 
 async def test_a_route_that_is_not_served_is_a_404_in_its_dialect(running):
-    for path in ("/api/pull", "/api/delete", "/api/create", "/api/abort", "/api/bellmare", "/api/chat/"):
+    for path in ("/api/abort", "/api/bellmare", "/api/chat/"):
         reply = await running.post(path, {})
         assert (reply.status, reply.json.keys()) == (404, {"error"}), path
     for path in ("/v1/images/generations", "/v1/x", "/v1/responses/resp_1"):
@@ -173,7 +171,7 @@ async def test_a_wrong_method_is_a_405_that_names_the_right_ones(running):
 @pytest.mark.parametrize("path", [*NATIVE, CHAT, "/api/show"])
 async def test_an_unknown_model_is_a_404_with_close_names(running, path):
     text = await refused(running, path, body(path, model="a:2"), status=404)
-    assert text.startswith("model 'a:2' not found")
+    assert text.startswith('model "a:2" not found' if "embed" in path else "model 'a:2' not found")
     assert "'a:1'" in text
     assert "did you mean" not in await refused(running, path, body(path, model="zzzzzz:9"), status=404)
 

@@ -54,6 +54,7 @@ FIRST_SEEDS = {
     "ejections do not grow longer": 20,
     "what others loaded meanwhile is loaded over": 80,
     "an old sight brings another context back": 20,
+    "a runner is of the canonical context, whatever it shows": 24,
     "a loss of many streams counts as many failures": 135,
 }
 
@@ -572,7 +573,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "an old sight brings another context back",
         ("classes", "    if not model.context and not model.classes:\n        return worker.left.get(model.model, never)\n", "    return worker.left.get(model.model, never)\n"),
-        "the books of runners agree", "the books of memory agree", "only residents are drained",
+        "the books of runners agree", "the books of memory agree", "only residents are drained", "only to a resident model",
     ),
     _mutant(
         "a context that came short stands in",

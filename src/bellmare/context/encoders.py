@@ -1,7 +1,7 @@
 """Counts the tokens of a text exactly as llama.cpp would make them: byte pairs, SentencePiece merges, WordPiece.
 
 In small steps, so that a long text keeps nobody waiting. No ids are made: a number is all that is needed. Why not the
-package ``tokenizers``: docs/decisions/0012-token-counting.md.
+package ``tokenizers``: docs/decisions/0013-token-counting.md.
 """
 
 import re

@@ -70,5 +70,7 @@ def _count_holders(fleet: Fleet, worker: Worker, change: int) -> None:
                 fleet.change_holders(model, change)
     for runner in worker.runners.values():
         fleet.refresh_open(worker, runner)
+        if worker.worker not in fleet.state.models[runner.model].holders:
+            fleet.touch(runner.model)  # a class that is configured no more: whoever waits still gets its slots
     fleet.refresh_room(worker)
     fleet.touch_worker(worker.worker)

@@ -30,7 +30,7 @@ class Accounts:
 
     def unread(self, model: str, why: str) -> None:
         """The tokens of a model's prompts cannot be counted, only estimated."""
-        self._logs.warning("no vocabulary: prompts are estimated", model=model, why=why)
+        self._logs.info("no vocabulary: prompts are estimated", model=model, why=why)
 
     def hints_limited(self, source: HintSource, count: int) -> None:
         """Hints that were dropped: their client gave more than its allowance."""

@@ -408,6 +408,17 @@ def test_a_class_that_is_configured_no_more_ends_with_its_runner() -> None:
     assert "blob-m#32768" not in script.engine.fleet.state.models
 
 
+def test_who_waits_for_a_class_that_is_configured_no_more_gets_its_slots_when_its_worker_comes_back() -> None:
+    script = Script(classes(32_768))
+    script.worker("w", stored("m"), gib=80)
+    script.resident("m#32768", "w")
+    script.asks("r", "m#32768")
+    script.configures(CoreConfig())
+    script.fails("r", "w", "refused")
+    script.shows("w", loaded("m", num_ctx=32_768))
+    assert (script.one(d.Dispatch).request, script.one(d.Dispatch).num_ctx) == ("r", 32_768)
+
+
 def test_a_lost_worker_takes_the_classes_with_it() -> None:
     script = Script(classes(32_768))
     script.worker("w", stored("m"), gib=80)

@@ -75,7 +75,7 @@ batch_max: 9s
 limits: {load_timeout: 7s}
 models:
   Llama3.1: {pinned: true}
-  library/qwen2.5:7B: {num_ctx: 16384}
+  library/qwen2.5:7B: {num_ctx: 16384, context_classes: [32768, 2048]}
 tenants: {192.0.2.7: {weight: 10}, "::1": {}}
 """
     assert load(tmp_path, text).core_config() == CoreConfig(
@@ -91,7 +91,10 @@ tenants: {192.0.2.7: {weight: 10}, "::1": {}}
         ahead=False,
         shadows=False,
         switch_policy=False,
-        models={"llama3.1:latest": ModelConfig(pinned=True), "qwen2.5:7b": ModelConfig(num_ctx=16384)},
+        models={
+            "llama3.1:latest": ModelConfig(pinned=True),
+            "qwen2.5:7b": ModelConfig(num_ctx=16384, context_classes=(2048, 32768)),
+        },
         tenants={"192.0.2.7": TenantConfig(weight=10), "::1": TenantConfig()},
     )
 

@@ -5,6 +5,7 @@ import pytest
 from bellmare.settings.addresses import Address, is_loopback, parse_address, parse_worker_url
 from bellmare.settings.quantities import (
     Count,
+    Counts,
     Duration,
     Factor,
     Flag,
@@ -212,3 +213,25 @@ def test_a_wrong_url_is_refused_without_showing_a_password(text: object) -> None
     with pytest.raises(ValueError, match=r".") as refusal:
         parse_worker_url(text)
     assert "u:p" not in str(refusal.value)
+
+
+COUNTS = Counts(Count(4, 1000, "tokens"), 3)
+
+
+@pytest.mark.parametrize("written", [[30, 10, 20], (10, 20, 30), "30, 10,20", ["10", 20, "3_0"]])
+def test_some_numbers_are_kept_ascending_and_each_once(written: object) -> None:
+    assert COUNTS.parse(written) == (10, 20, 30)
+    assert COUNTS.parse(COUNTS.show((10, 20, 30))) == (10, 20, 30)
+
+
+@pytest.mark.parametrize(
+    ("written", "kept"), [(7, (7,)), ([], ()), ("", ()), ([8, 8, 8], (8,))], ids=["one", "none", "empty", "equal"]
+)
+def test_one_number_is_a_list_of_one_and_equal_ones_are_one(written: object, kept: tuple[int, ...]) -> None:
+    assert COUNTS.parse(written) == kept
+
+
+@pytest.mark.parametrize("written", [[3], [1001], [5, "x"], [1, 2, 3, 4], "5,6,7,8", {"a": 5}, True, None, [True], 5.5])
+def test_what_is_no_list_of_such_numbers_is_refused_with_the_range(written: object) -> None:
+    with pytest.raises(ValueError, match="4 to 1000 tokens"):
+        COUNTS.parse(written)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
+import tokenizers
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sim_client import Worker
@@ -12,7 +13,6 @@ from sim_client import Worker
 from bellmare.workers.sim import SimModel
 from bellmare.workers.sim.vocabulary import SPECIAL, vocabulary
 
-tokenizers = pytest.importorskip("tokenizers")
 TEXTS = [
     "the mare leads and the train follows",
     "Hello, World!  It's   2026 -- isn't it?\n\n\tdef f(x): return x ** 2",

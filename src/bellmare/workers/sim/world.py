@@ -261,14 +261,28 @@ def load_models(path: Path) -> tuple[SimModel, ...]:
 _TOOLS = ("completion", "tools")
 
 DEFAULT_MODELS = (
-    SimModel("llama3.2:3b", "llama", 28, 24, 8, 128, 3072, 8192, tied=True, capabilities=_TOOLS),
-    SimModel("llama3.1:8b", capabilities=_TOOLS),
-    SimModel("qwen2.5:7b", "qwen2", 28, 28, 4, 0, 3584, 18_944, 152_064, 32_768, capabilities=_TOOLS),
-    SimModel("qwen2.5:14b", "qwen2", 48, 40, 8, 0, 5120, 13_824, 152_064, 32_768, capabilities=_TOOLS),
-    SimModel("mistral:7b", vocabulary=32_768, context_max=32_768, capabilities=_TOOLS),
-    SimModel("gemma2:9b", "gemma2", 42, 16, 8, 256, 3584, 14_336, 256_000, 8192, 4096, tied=True),
-    SimModel("phi4:14b", "phi3", 40, 40, 10, 0, 5120, 17_920, 100_352, 16_384),
-    SimModel("deepseek-r1:8b", "qwen3", 36, 32, 8, 128, 4096, 12_288, 151_936, capabilities=("completion", "thinking")),
+    SimModel("llama3.2:3b", "llama", 28, 24, 8, 128, 3072, 8192, tied=True, capabilities=_TOOLS, tokenizer="gpt2"),
+    SimModel("llama3.1:8b", capabilities=_TOOLS, tokenizer="gpt2"),
+    SimModel("qwen2.5:7b", "qwen2", 28, 28, 4, 0, 3584, 18_944, 152_064, 32_768, capabilities=_TOOLS, tokenizer="gpt2"),
+    SimModel(
+        "qwen2.5:14b", "qwen2", 48, 40, 8, 0, 5120, 13_824, 152_064, 32_768, capabilities=_TOOLS, tokenizer="gpt2"
+    ),
+    SimModel("mistral:7b", vocabulary=32_768, context_max=32_768, capabilities=_TOOLS, tokenizer="llama"),
+    SimModel("gemma2:9b", "gemma2", 42, 16, 8, 256, 3584, 14_336, 256_000, 8192, 4096, tied=True, tokenizer="llama"),
+    SimModel("phi4:14b", "phi3", 40, 40, 10, 0, 5120, 17_920, 100_352, 16_384, tokenizer="gpt2"),
+    SimModel(
+        "deepseek-r1:8b",
+        "qwen3",
+        36,
+        32,
+        8,
+        128,
+        4096,
+        12_288,
+        151_936,
+        capabilities=("completion", "thinking"),
+        tokenizer="gpt2",
+    ),
     SimModel(
         "nomic-embed-text:latest",
         "nomic-bert",
@@ -282,15 +296,32 @@ DEFAULT_MODELS = (
         2048,
         quantization="F16",
         capabilities=("embedding",),
+        tokenizer="bert",
     ),
 )
 """Real shapes and default quantizations, from 0.3 to 9 GB: about 48 GB for a card of 24 (architectures from memory)."""
 
 REGISTRY = (
-    SimModel("smollm2:135m", "llama", 30, 9, 3, 0, 576, 1536, 49_152, 8192, tied=True, quantization="Q8_0"),
-    SimModel("tinyllama:latest", "llama", 22, 32, 4, 0, 2048, 5632, 32_000, 2048, quantization="Q4_0"),
     SimModel(
-        "qwen3:4b", "qwen3", 36, 32, 8, 128, 2560, 9728, 151_936, 40_960, tied=True, capabilities=(*_TOOLS, "thinking")
+        "smollm2:135m", "llama", 30, 9, 3, 0, 576, 1536, 49_152, 8192, tied=True, quantization="Q8_0", tokenizer="gpt2"
+    ),
+    SimModel(
+        "tinyllama:latest", "llama", 22, 32, 4, 0, 2048, 5632, 32_000, 2048, quantization="Q4_0", tokenizer="llama"
+    ),
+    SimModel(
+        "qwen3:4b",
+        "qwen3",
+        36,
+        32,
+        8,
+        128,
+        2560,
+        9728,
+        151_936,
+        40_960,
+        tied=True,
+        capabilities=(*_TOOLS, "thinking"),
+        tokenizer="gpt2",
     ),
     SimModel(
         "all-minilm:latest",
@@ -306,6 +337,7 @@ REGISTRY = (
         gated=False,
         quantization="F16",
         capabilities=("embedding",),
+        tokenizer="bert",
     ),
 )
 """What can be pulled: a small made-up registry, and no others."""
