@@ -49,6 +49,7 @@ def other(vocabulary: Vocabulary) -> Tokenizer:
 BOTH = {pre: (encoder_of(plain(pre)), other(plain(pre))) for pre in PATTERNS}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pre", PATTERNS)
 @given(text=TEXTS)
 def test_any_text_has_the_same_number_of_tokens(pre, text):
