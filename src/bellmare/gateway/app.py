@@ -36,6 +36,7 @@ from bellmare.gateway.parsing import INLINE_BYTES_MAX, LargeBodies
 from bellmare.gateway.relay import Relay
 from bellmare.gateway.shelf import Shelf
 from bellmare.gateway.tenants import Tenants, priority_of
+from bellmare.gateway.users import Users
 from bellmare.gateway.vocabularies import FleetSource
 from bellmare.gateway.waiting import Heart
 from bellmare.http.bodies import BodySink
@@ -135,6 +136,7 @@ class Gateway:
             rules=options.context,
             on_left=lambda: accounts.refused_early(STATUS_LEFT),
         )
+        self.users = Users()
         self.cloud = Cloud(self.shelf, lambda talk: accounts.passed_on(talk, driver.clock.now_us()))
         self.heart = Heart(
             lambda: list(self._open.values()), lambda one: driver.engine.position(one.request), driver.clock.now_us
@@ -393,6 +395,7 @@ class Gateway:
             self._core_ids[public] = request
             if len(self._core_ids) > CORE_IDS_MAX:
                 del self._core_ids[next(iter(self._core_ids))]
+        self.users.used(errand.name, ticket.tenant, arrived_us)
         deadline_us = InstantUs(arrived_us + int(self.timeouts.queue_s * SECOND_US))
         conversation.begin(deadline_us, tenant=ticket.tenant, priority=ticket.priority)
         return conversation
@@ -402,12 +405,14 @@ class Gateway:
         return RequestId(f"{self._born}-{self._count:x}")
 
     def _release(self, exchange: Exchange, errand: Errand) -> None:
-        """A client's keep_alive 0: residency is ours, so it is a hint and answered as Ollama would (ollama.md 2.3)."""
+        """A client's keep_alive 0: what was its alone leaves, for others it stays; answered as Ollama would (2.3)."""
         if errand.name not in self.driver.engine.fleet.state.votes:
             text = f"model '{errand.spelling}' not found"
             exchange.respond(404, [replies.JSON], render_error(errand.dialect, 404, text))
             return
-        self.driver.feed(ModelReleased(name=errand.name))
+        tenant = exchange.request.ticket.tenant
+        alone = self.users.alone(self.shelf.names_of(errand.name), tenant, self.driver.clock.now_us())
+        self.driver.feed(ModelReleased(name=errand.name, alone=alone))
         answer: dict[str, object] = {"model": errand.spelling, "created_at": self.driver.clock.rfc3339()}
         if isinstance(errand.native, ollama.ChatRequest):
             answer["message"] = {"role": "assistant", "content": ""}
