@@ -42,8 +42,15 @@ from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
 from bellmare.protocols import ollama
-from bellmare.protocols.errors import CONTEXT_LENGTH_EXCEEDED, ContextExceeded, InvalidRequest, render_error
+from bellmare.protocols.errors import (
+    CONTEXT_LENGTH_EXCEEDED,
+    ContextExceeded,
+    FoundLater,
+    InvalidRequest,
+    render_error,
+)
 from bellmare.protocols.hints import Expected
+from bellmare.protocols.names import named
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.fleet import WorkerFleet
 
@@ -281,7 +288,7 @@ class Gateway:
                 try:
                     errand = parse(request.body)
                 except InvalidRequest as error:
-                    self._refuse(exchange, error.status, error.message)
+                    self._invalid(exchange, error)
                     return
                 take_up(exchange, errand)
             elif not self.large_bodies.parse(exchange, parse, parsed):
@@ -304,13 +311,29 @@ class Gateway:
             self._refuse(exchange, result.status, text, code=CONTEXT_LENGTH_EXCEEDED)
             return
         if isinstance(result, InvalidRequest):
-            self._refuse(exchange, result.status, result.message)
+            self._invalid(exchange, result)
             return
         self.report("a large request could not be taken up", result)
         if exchange.started:
             exchange.abort()
         else:
             self._refuse(exchange, 500, "internal error")
+
+    def _invalid(self, exchange: Exchange, error: InvalidRequest) -> None:
+        """A request that cannot be parsed; if that shows only where the model is known, that it is not comes first."""
+        if isinstance(error, FoundLater):
+            known = self.driver.engine.fleet.state.votes
+            try:
+                name = named(error.model)
+            except InvalidRequest as first:
+                error = first
+            else:
+                if not name.cloud and self.naming.meant(name.canonical) not in known:
+                    embedding = exchange.request.path.startswith("/api/embed")
+                    text = replies.not_found_text(name.spelling, name.canonical, known, embedding=embedding)
+                    self._refuse(exchange, 404, text)
+                    return
+        self._refuse(exchange, error.status, error.message)
 
     def _take_up(self, exchange: Exchange, errand: Errand) -> None:
         request = exchange.request

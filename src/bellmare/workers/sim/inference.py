@@ -5,7 +5,7 @@ from typing import Any
 
 from bellmare.http.server import Exchange
 from bellmare.protocols.errors import InvalidRequest
-from bellmare.protocols.ollama_fields import check_think, checked_format
+from bellmare.protocols.ollama_fields import checked_format
 from bellmare.twin.config import TwinModel
 from bellmare.twin.messages import Finished, Generate, LoadOnly, RunnerOptions, Unload, UnloadReplied
 from bellmare.workers.sim.answers import GenerationAnswer, ShortAnswer
@@ -36,12 +36,14 @@ class Inference:
     def generate(self, exchange: Exchange) -> None:
         """POST /api/generate."""
         body = Body(exchange.request.body)
+        body.check_types()
         text = body.text("prompt")
         self._native(exchange, body, text=text, tokens=prompt_tokens(body), chat=False)
 
     def chat(self, exchange: Exchange) -> None:
         """POST /api/chat."""
         body = Body(exchange.request.body)
+        body.check_types()
         text, tokens = messages_text(body.rows("messages"))
         self._native(exchange, body, text=text, tokens=tokens, chat=True)
 
@@ -74,6 +76,9 @@ class Inference:
     def embed(self, exchange: Exchange) -> None:
         """POST /api/embed. Inputs run as one call of their summed length."""
         body = Body(exchange.request.body)
+        body.check_types()
+        if not body.asked_name.strip():
+            raise InvalidRequest(f"model '{body.asked_name}' not found", status=404)
         given = body.get("input")
         texts = [given] if isinstance(given, str) else ([] if given is None else given)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -100,6 +105,7 @@ class Inference:
     def embeddings(self, exchange: Exchange) -> None:
         """POST /api/embeddings, the deprecated single form."""
         body = Body(exchange.request.body)
+        body.check_types()
         text = body.text("prompt")
         model = self._model(body, embed=True)
 
@@ -134,6 +140,8 @@ class Inference:
     def _native(self, exchange: Exchange, body: Body, *, text: str, tokens: int, chat: bool) -> None:
         """What generate and chat have in common."""
         _check_top_logprobs(body)
+        if not chat and not body.asked_name.strip():
+            raise InvalidRequest(f"model '{body.asked_name}' not found", status=404)
         model = self._model(body)
         keep_alive_us = body.keep_alive_us
         empty = not body.rows("messages") if chat else not text
@@ -151,6 +159,7 @@ class Inference:
         if empty:
             self._short(exchange, body, chat=chat, ask=load)
             return
+        checked_format(body.get("format"))
         if "vision" not in model.capabilities and _image_count(body):
             raise InvalidRequest(NO_VISION)
         if body.flag("_debug_render_only", default=False):
@@ -252,16 +261,14 @@ def _loader(
 def _check(model: TwinModel, body: Body, *, verb: str) -> None:
     """Capabilities and values (ollama.md 1.4, 1.6)."""
     asked, full_name = body.asked_name, f"registry.ollama.ai/library/{model.name}"
-    if "completion" not in model.capabilities:
-        raise InvalidRequest(f'"{asked}" does not support {verb}')
-    check_think(body.get("think"))
     if body.get("think") and "thinking" not in model.capabilities:
         raise InvalidRequest(f'"{asked}" does not support thinking')
+    if "completion" not in model.capabilities:
+        raise InvalidRequest(f'"{asked}" does not support {verb}')
     if body.rows("tools") and "tools" not in model.capabilities:
         raise InvalidRequest(f"{full_name} does not support tools")
     if body.text("suffix") and "insert" not in model.capabilities:
         raise InvalidRequest(f"{full_name} does not support insert")
-    checked_format(body.get("format"))
 
 
 def _check_top_logprobs(body: Body) -> None:
