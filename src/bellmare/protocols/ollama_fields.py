@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+import sys
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ _PLAIN_KINDS: dict[str, frozenset[type]] = {
 _STRINGS = frozenset({str})
 _THINK_LEVELS = ("high", "medium", "low", "max")
 _INT64 = 1 << 63
+_FLOAT_MAX = sys.float_info.max
 _TOP_LOGPROBS_MAX = 20
 
 _NANOSECONDS = {
@@ -144,11 +146,12 @@ def check_top_logprobs(value: int | None) -> None:
 def _checked_option(key: str, value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if key in _INTEGERS:
-        if not number:
+        fits = number and -_INT64 <= value < _INT64
+        if not number or (not fits and (key in RELOAD_OPTIONS or not -_FLOAT_MAX <= value <= _FLOAT_MAX)):
             raise _wrong_option(key, "of type integer")
         # Ollama cuts 100.7 to 100, and so do we. What is out of range, as some clients' seeds, it takes as well, and
         # makes of it what its machine makes of such a float.
-        return int(value) if -_INT64 <= value < _INT64 else float(value)
+        return int(value) if fits else float(value)
     if key in _FLOATS and not number:
         raise _wrong_option(key, "of type float32")
     if key in _BOOLEANS and not isinstance(value, bool):
