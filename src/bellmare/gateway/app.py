@@ -36,6 +36,7 @@ from bellmare.gateway.parsing import INLINE_BYTES_MAX, LargeBodies
 from bellmare.gateway.relay import Relay
 from bellmare.gateway.shelf import Shelf
 from bellmare.gateway.tenants import Tenants, priority_of
+from bellmare.gateway.unfit import first_refusal
 from bellmare.gateway.vocabularies import FleetSource
 from bellmare.gateway.waiting import Heart
 from bellmare.http.bodies import BodySink
@@ -43,15 +44,8 @@ from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
 from bellmare.protocols import ollama
-from bellmare.protocols.errors import (
-    CONTEXT_LENGTH_EXCEEDED,
-    ContextExceeded,
-    FoundLater,
-    InvalidRequest,
-    render_error,
-)
+from bellmare.protocols.errors import CONTEXT_LENGTH_EXCEEDED, ContextExceeded, InvalidRequest, render_error
 from bellmare.protocols.hints import Expected
-from bellmare.protocols.names import named
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.fleet import WorkerFleet
 
@@ -323,20 +317,8 @@ class Gateway:
             self._refuse(exchange, 500, "internal error")
 
     def _invalid(self, exchange: Exchange, error: InvalidRequest) -> None:
-        """A request that cannot be parsed; if that shows only where the model is known, that it is not comes first."""
-        if isinstance(error, FoundLater):
-            known = self.driver.engine.fleet.state.votes
-            try:
-                name = named(error.model)
-            except InvalidRequest as first:
-                error = first
-            else:
-                if not name.cloud and self.naming.meant(name.canonical) not in known:
-                    embedding = exchange.request.path.startswith("/api/embed")
-                    text = replies.not_found_text(name.spelling, name.canonical, known, embedding=embedding)
-                    self._refuse(exchange, 404, text)
-                    return
-        self._refuse(exchange, error.status, error.message)
+        first = first_refusal(error, self.naming, self.driver.engine.fleet.state.votes)
+        self._refuse(exchange, first.status, first.message)
 
     def _take_up(self, exchange: Exchange, errand: Errand) -> None:
         request = exchange.request

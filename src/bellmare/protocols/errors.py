@@ -25,14 +25,6 @@ class InvalidRequest(Exception):  # noqa: N818 - named for whose error it is
         self.message = message
 
 
-class FoundLater(InvalidRequest):
-    """What Ollama only looks at once it has the model: for one that is not there, that is said instead."""
-
-    def __init__(self, error: InvalidRequest, *, model: str) -> None:
-        super().__init__(error.message, status=error.status)
-        self.model = model
-
-
 class ContextExceeded(InvalidRequest):
     """The prompt does not fit into the model's context, of which ``most`` tokens are for it."""
 

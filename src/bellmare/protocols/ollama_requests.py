@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from bellmare.protocols.errors import FoundLater, InvalidRequest
+from bellmare.protocols.errors import InvalidRequest
 from bellmare.protocols.jsonbody import check_depth
 from bellmare.protocols.ollama_fields import (
     are_plain,
@@ -130,7 +130,18 @@ class ShowRequest(Part, frozen=True):
 
 InferenceRequest = GenerateRequest | ChatRequest | EmbedRequest | EmbeddingsRequest
 
-_R = TypeVar("_R", bound=Request)
+
+class FoundLater(InvalidRequest):
+    """What Ollama only looks at once it has the model, so that what it says about the model comes first."""
+
+    def __init__(self, error: InvalidRequest, request: InferenceRequest, *, able: bool = True) -> None:
+        """``able``: it has looked at what the model can do by then, too."""
+        super().__init__(error.message, status=error.status)
+        self.request = request
+        self.able = able
+
+
+_R = TypeVar("_R", GenerateRequest, ChatRequest, EmbedRequest, EmbeddingsRequest)
 _G = TypeVar("_G", GenerateRequest, ChatRequest)
 
 
@@ -158,7 +169,7 @@ def _checked(request: _R) -> _R:
     try:
         return msgspec.structs.replace(request, options=checked_options(options))
     except InvalidRequest as error:
-        raise FoundLater(error, model=request.model) from None
+        raise FoundLater(error, request) from None
 
 
 def _check_generation_early(request: _Generation) -> None:
@@ -181,7 +192,7 @@ def _checked_generation(request: _G) -> _G:
     try:
         return msgspec.structs.replace(request, format=checked_format(request.format))
     except InvalidRequest as error:
-        raise FoundLater(error, model=request.model) from None
+        raise FoundLater(error, request) from None
 
 
 _parse_generate = KeepingGate(GenerateRequest, known_fields(GenerateRequest))
@@ -199,7 +210,7 @@ def parse_generate(body: bytes) -> GenerateRequest:
     _check_generation_early(request)
     if request.raw and (request.template or request.system or request.context) and not is_unload(request):
         error = InvalidRequest("raw mode does not support template, system, or context")
-        raise FoundLater(error, model=request.model)
+        raise FoundLater(error, request, able=False)
     return _checked_generation(request)
 
 

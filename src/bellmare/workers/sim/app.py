@@ -17,7 +17,7 @@ from bellmare.workers.sim.inference import Inference
 from bellmare.workers.sim.library import BLOBS_PATH, Library
 from bellmare.workers.sim.listing import Shelf
 from bellmare.workers.sim.render import JSON, JSON_V1, encode
-from bellmare.workers.sim.requests import Body
+from bellmare.workers.sim.requests import SHOW_FIELDS, Body
 from bellmare.workers.sim.transfer import Downloads
 from bellmare.workers.sim.world import World
 
@@ -132,6 +132,7 @@ class SimApplication:
 
     def _show(self, exchange: Exchange) -> None:
         body = Body(exchange.request.body)
+        body.check_types(SHOW_FIELDS)
         model = self._find(body.asked_name, shown=True)
         verbose = body.flag("verbose", default=False) is True
         exchange.respond(200, JSON, encode(self._shelf.show(model, verbose=verbose)))

@@ -14,7 +14,17 @@ from bellmare.workers.sim.faults import Faults
 from bellmare.workers.sim.probabilities import Probabilities
 from bellmare.workers.sim.prompting import generate_messages, rendered_chat
 from bellmare.workers.sim.render import NativeVoice, OpenAIVoice
-from bellmare.workers.sim.requests import Body, counted, messages_text, prompt_tokens, runner_options
+from bellmare.workers.sim.requests import (
+    CHAT_FIELDS,
+    EMBED_FIELDS,
+    EMBEDDINGS_FIELDS,
+    GENERATE_FIELDS,
+    Body,
+    counted,
+    messages_text,
+    prompt_tokens,
+    runner_options,
+)
 from bellmare.workers.sim.speech import Asked, Speech, speech
 from bellmare.workers.sim.text import count_tokens, embedding, normalised, seed_of
 from bellmare.workers.sim.vocabulary import Vocabulary, vocabulary
@@ -36,14 +46,14 @@ class Inference:
     def generate(self, exchange: Exchange) -> None:
         """POST /api/generate."""
         body = Body(exchange.request.body)
-        body.check_types()
+        body.check_types(GENERATE_FIELDS)
         text = body.text("prompt")
         self._native(exchange, body, text=text, tokens=prompt_tokens(body), chat=False)
 
     def chat(self, exchange: Exchange) -> None:
         """POST /api/chat."""
         body = Body(exchange.request.body)
-        body.check_types()
+        body.check_types(CHAT_FIELDS)
         text, tokens = messages_text(body.rows("messages"))
         self._native(exchange, body, text=text, tokens=tokens, chat=True)
 
@@ -76,7 +86,7 @@ class Inference:
     def embed(self, exchange: Exchange) -> None:
         """POST /api/embed. Inputs run as one call of their summed length."""
         body = Body(exchange.request.body)
-        body.check_types()
+        body.check_types(EMBED_FIELDS)
         if not body.asked_name.strip():
             raise InvalidRequest(f"model '{body.asked_name}' not found", status=404)
         given = body.get("input")
@@ -105,7 +115,7 @@ class Inference:
     def embeddings(self, exchange: Exchange) -> None:
         """POST /api/embeddings, the deprecated single form."""
         body = Body(exchange.request.body)
-        body.check_types()
+        body.check_types(EMBEDDINGS_FIELDS)
         text = body.text("prompt")
         model = self._model(body, embed=True)
 
@@ -274,8 +284,6 @@ def _check(model: TwinModel, body: Body, *, verb: str) -> None:
 def _check_top_logprobs(body: Body) -> None:
     """Before anything else, the name included."""
     top = body.get("top_logprobs")
-    if top is not None and (isinstance(top, bool) or not isinstance(top, int)):
-        raise InvalidRequest("json: cannot unmarshal into Go struct field .top_logprobs of type int")
     if top is not None and not 0 <= top <= TOP_LOGPROBS_MAX:
         raise InvalidRequest(f"top_logprobs must be between 0 and {TOP_LOGPROBS_MAX}")
 

@@ -40,7 +40,23 @@ _FLOATS = (
 )
 _STRINGS = ("model", "name", "prompt", "suffix", "system", "template")
 _LISTS = ("messages", "tools", "images", "context")
-_FLAGS = ("stream", "raw", "truncate", "shift", "logprobs", "_debug_render_only")
+_EMBEDDING = frozenset({"model", "keep_alive", "options"})
+_GENERATION = _EMBEDDING | {
+    "stream",
+    "format",
+    "think",
+    "truncate",
+    "shift",
+    "logprobs",
+    "top_logprobs",
+    "_debug_render_only",
+}
+CHAT_FIELDS = _GENERATION | {"messages", "tools"}
+GENERATE_FIELDS = _GENERATION | {"prompt", "suffix", "system", "template", "context", "raw", "images"}
+EMBED_FIELDS = _EMBEDDING | {"input", "truncate", "dimensions"}
+EMBEDDINGS_FIELDS = _EMBEDDING | {"prompt"}
+SHOW_FIELDS = frozenset({"model", "name", "system", "template", "verbose", "options"})
+_FLAGS = ("stream", "raw", "truncate", "shift", "logprobs", "_debug_render_only", "verbose")
 _INT64 = 1 << 63
 _IMAGE_TOKENS = 768
 _MESSAGE_TOKENS = 4
@@ -98,14 +114,19 @@ class Body:
         """The model's canonical name."""
         return canonical_name(local_name(self.asked_name))
 
-    def check_types(self) -> None:
-        """What Go's decoder says before anything else is looked at."""
+    def check_types(self, known: frozenset[str]) -> None:
+        """What Go's decoder says before anything else is looked at; it ignores all but the ``known`` fields."""
+        self._fields = {key: value for key, value in self._fields.items() if key in known}
         for key in _STRINGS:
             self.text(key)
         for key in _LISTS:
             self.rows(key)
         for key in _FLAGS:
             self.flag(key, default=None)
+        for key in ("top_logprobs", "dimensions"):
+            value = self._fields.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise InvalidRequest(f"json: cannot unmarshal into Go struct field .{key} of type int")
         options = self._fields.get("options")
         if options is not None and not isinstance(options, dict):
             raise InvalidRequest("json: cannot unmarshal into Go struct field .options of type map[string]interface {}")
@@ -117,6 +138,9 @@ class Body:
         self._fields["messages"] = messages
         for image in [*self.rows("images"), *(image for row in messages for image in row.get("images") or ())]:
             _check_base64(image)
+        for tool in self.rows("tools"):
+            if tool is not None and not isinstance(tool, dict):
+                raise InvalidRequest("json: cannot unmarshal into Go struct field .tools of type api.Tool")
 
     @property
     def keep_alive_us(self) -> int | None:
@@ -178,8 +202,12 @@ def _message(row: Any) -> dict[str, Any]:
 
 
 def _check_base64(image: Any) -> None:
+    if image is None:
+        return
+    if not isinstance(image, str):
+        raise InvalidRequest("json: cannot unmarshal into Go struct field .images of type []uint8")
     try:
-        base64.b64decode(image or "", validate=True)
+        base64.b64decode(image, validate=True)
     except ValueError:
         odd = re.search(r"[^A-Za-z0-9+/=]", image)
         at = odd.start() if odd is not None else len(image) - len(image) % 4
