@@ -36,6 +36,7 @@ from bellmare.gateway.parsing import INLINE_BYTES_MAX, LargeBodies
 from bellmare.gateway.relay import Relay
 from bellmare.gateway.shelf import Shelf
 from bellmare.gateway.tenants import Tenants, priority_of
+from bellmare.gateway.unfit import first_refusal
 from bellmare.gateway.users import Users
 from bellmare.gateway.vocabularies import FleetSource
 from bellmare.gateway.waiting import Heart
@@ -286,7 +287,7 @@ class Gateway:
                 try:
                     errand = parse(request.body)
                 except InvalidRequest as error:
-                    self._refuse(exchange, error.status, error.message)
+                    self._invalid(exchange, error)
                     return
                 take_up(exchange, errand)
             elif not self.large_bodies.parse(exchange, parse, parsed):
@@ -309,13 +310,17 @@ class Gateway:
             self._refuse(exchange, result.status, text, code=CONTEXT_LENGTH_EXCEEDED)
             return
         if isinstance(result, InvalidRequest):
-            self._refuse(exchange, result.status, result.message)
+            self._invalid(exchange, result)
             return
         self.report("a large request could not be taken up", result)
         if exchange.started:
             exchange.abort()
         else:
             self._refuse(exchange, 500, "internal error")
+
+    def _invalid(self, exchange: Exchange, error: InvalidRequest) -> None:
+        first = first_refusal(error, self.naming, self.driver.engine.fleet.state.votes)
+        self._refuse(exchange, first.status, first.message)
 
     def _take_up(self, exchange: Exchange, errand: Errand) -> None:
         request = exchange.request
