@@ -219,7 +219,10 @@ class Gateway:
                 return replies.http_refusal(403, REFUSED, request.path)
             if route is self._blob_route and request.method == "POST":
                 taker = self.blobs.accept(request)
-                ticket.spool = None if isinstance(taker, Refusal) else taker
+                if isinstance(taker, Refusal):
+                    self.accounts.refused_early(taker.status)
+                else:
+                    ticket.spool = taker
                 return taker
         return route.body_bytes_max
 
@@ -228,6 +231,8 @@ class Gateway:
         if ticket.cors:
             exchange.extra = ticket.cors
         if ticket.route.manages and not self.managers.may(exchange.request.peer):  # the settings may have changed
+            if ticket.spool is not None:
+                ticket.spool.close()
             self._refuse(exchange, 403, REFUSED)
             return
         ticket.route.answer(exchange)

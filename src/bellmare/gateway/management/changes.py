@@ -9,7 +9,7 @@ import msgspec
 
 from bellmare.gateway import replies
 from bellmare.gateway.leaving import Leaver
-from bellmare.gateway.management.asking import NotDone, lines_of
+from bellmare.gateway.management.asking import NO_ANSWER, NotDone, lines_of
 from bellmare.gateway.management.keeping import keeping
 from bellmare.gateway.shelf import Shelf
 from bellmare.http.client import UpstreamError
@@ -25,7 +25,6 @@ SHORT_S = 60.0
 """For a copy or a delete: neither moves any weights."""
 NOBODY = "no worker is reachable at the moment"
 TOO_MANY = "too many changes to models are under way: try again in 1 s"
-NO_ANSWER = "did not answer"
 
 _Job = Callable[[OllamaWorker, Change], Awaitable[None]]
 
