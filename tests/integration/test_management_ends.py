@@ -106,4 +106,4 @@ async def test_rights_that_are_taken_away_during_an_upload_leave_nothing(sim, ga
     talk._writer.write(DATA[10:])
     assert await talk.head() == 403
     await talk.close()
-    assert uploads(running) == 0
+    await until(lambda: uploads(running) == 0, "its place is free")
