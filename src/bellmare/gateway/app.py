@@ -390,9 +390,7 @@ class Gateway:
         conversation = Conversation(self, exchange, errand, request, public, arrived_us)
         self._open[request] = conversation
         if public != request:
-            self._core_ids[public] = request
-            if len(self._core_ids) > CORE_IDS_MAX:
-                del self._core_ids[next(iter(self._core_ids))]
+            self._remember(public, request)
         deadline_us = InstantUs(arrived_us + int(self.timeouts.queue_s * SECOND_US))
         conversation.begin(deadline_us, tenant=ticket.tenant, priority=ticket.priority)
         return conversation
@@ -440,8 +438,14 @@ class Gateway:
         del self._open[conversation.request]
         request = self._new_id()
         self._open[request] = conversation
-        self._core_ids[conversation.public_id] = request
+        self._remember(conversation.public_id, request)
         return request
+
+    def _remember(self, public_id: str, request: RequestId) -> None:
+        """What the core calls a request that its client calls otherwise."""
+        self._core_ids[public_id] = request
+        if len(self._core_ids) > CORE_IDS_MAX:
+            del self._core_ids[next(iter(self._core_ids))]
 
     def report(self, what: str, error: BaseException) -> None:
         asyncio.get_running_loop().call_exception_handler({"message": what, "exception": error})
