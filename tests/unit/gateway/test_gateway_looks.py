@@ -35,9 +35,10 @@ async def test_a_look_that_was_overtaken_still_ends_in_order() -> None:
     server = Server(["first", "slow"], ["other"])
     upstream: Any = server
     worker = OllamaWorker(WorkerId("w"), upstream, settings=WorkerSettings(), now_utc=lambda: "2026-01-01T00:00:00Z")
-    first = asyncio.ensure_future(worker.observe(timeout_s=5))
+    loop = asyncio.get_running_loop()
+    first = loop.create_task(worker.observe(timeout_s=5))
     await asyncio.sleep(0.02)
-    second = asyncio.ensure_future(worker.observe(timeout_s=5))
+    second = loop.create_task(worker.observe(timeout_s=5))
     await asyncio.sleep(0.02)
     server.slow.set()
     assert {one.name for one in (await first).stored} == {"first:1", "slow:1"}
