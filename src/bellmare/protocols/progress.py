@@ -13,7 +13,7 @@ from bellmare.protocols.errors import upstream_error_text
 STEPS = 500
 """Of a layer at most so many lines are told: sixty workers report a thousand a second."""
 LAYERS_MAX = 1_000
-"""Digests of one change: a model has some ten, one in shards some hundred. Those of a worker that has more are not told."""
+"""Digests of one change: a model has some ten, one in shards some hundred. More are not told of."""
 STATUSES_MAX = 1_000
 """Other lines of one change, each told once."""
 STATUS_CHARS_MAX = 1_000
