@@ -47,14 +47,14 @@ def _merges(words: list[list[str]], count: int) -> list[tuple[str, str]]:
     return found
 
 
-def byte_pairs(pre: str, *, merges: int = 400) -> Vocabulary:
+def byte_pairs(pre: str, *, merges: int = 400, controls: tuple[str, ...] = CONTROLS) -> Vocabulary:
     """GPT-2's kind: some bytes have no token, and whole words are tokens that no merge makes."""
     letters = [
         "".join(_BYTE_CHARACTERS[byte] for byte in word.encode()) for word in CORPUS.replace(" ", "\0 ").split("\0")
     ]
     pairs = _merges([list(word) for word in letters], merges)
     missing = {0xC0, 0xC1, 0x04, 0xF1}
-    tokens = [*CONTROLS, *(character for byte, character in _BYTE_CHARACTERS.items() if byte not in missing)]
+    tokens = [*controls, *(character for byte, character in _BYTE_CHARACTERS.items() if byte not in missing)]
     tokens += dict.fromkeys(left + right for left, right in pairs)
     tokens += ["\u0120unmerged", "\u65e5", *ADDED]
     return Vocabulary(
@@ -63,7 +63,7 @@ def byte_pairs(pre: str, *, merges: int = 400) -> Vocabulary:
         architecture="llama",
         tokens=tokens,
         merges=[f"{left} {right}" for left, right in pairs],
-        kinds=_kinds(tokens),
+        kinds=[CONTROL if token in controls else kind for token, kind in zip(tokens, _kinds(tokens), strict=True)],
         bos=0,
     )
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
-from rig import Gateway, Reply, start_gateway, start_sim, until
+from rig import Gateway, Reply, begin, start_gateway, start_sim, until
 
 from bellmare.workers.sim import SimModel
 
@@ -78,7 +78,8 @@ async def simulated(_gate: None) -> AsyncIterator[Any]:
 
     yield start
     for one in started:
-        await one.close()
+        if not one.closed:
+            await one.close()
     await worker.server.close()
 
 
@@ -320,6 +321,19 @@ async def test_a_client_that_leaves_while_its_prompt_is_counted_leaves_nothing_b
         await talk.close()
     await running.back_to_baseline()
     assert running.service.gateway.context.counter.waiting == 0
+
+
+async def test_prompts_being_counted_at_the_end_of_the_grace_get_their_503(simulated):
+    running = await simulated()
+    served = Served(running, "t:1")
+    await served.chat(LONG)
+    rng = random.Random(11)
+    asking = begin(served.chat([{"role": "user", "content": words(rng, 150_000)}, LONG[-1]]))
+    await until(lambda: running.service.gateway.context.waiting, "counting")
+    await running.close()
+    reply = await asking
+    assert reply.status == 503
+    assert "shutting down" in reply.error
 
 
 async def test_short_requests_are_never_counted(simulated):

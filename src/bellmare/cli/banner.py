@@ -24,6 +24,7 @@ def show(console: Console, service: Service, found: Found | None) -> None:
     table = Table.grid(padding=(0, 2))
     table.add_row("Ollama API", f"[bold]{url}[/]")
     table.add_row("OpenAI API", f"[bold]{url}/v1[/]")
+    table.add_row("Anthropic", f"[bold]{url}[/]  (/v1/messages)")
     if service.admin_port is not None:
         table.add_row("Admin", f"http://127.0.0.1:{service.admin_port}  (/metrics, /readyz)")
     table.add_row("Workers", _workers(service, found))

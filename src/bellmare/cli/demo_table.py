@@ -151,7 +151,7 @@ def _head(frame: Frame, *, width: int) -> Iterator[Text]:
     leave = "Ctrl-C ends"
     title.append(" " * max(2, width - title.cell_len - len(leave)) + leave, style=QUIET)
     yield title
-    where = Text(f"Ollama and OpenAI API http://{frame.gateway}", style=QUIET)
+    where = Text(f"Ollama, OpenAI and Anthropic API http://{frame.gateway}", style=QUIET)
     where.append(f"  admin http://{frame.admin}", style=QUIET)
     yield where
     attempt = Text("try ", style=QUIET)

@@ -1,6 +1,7 @@
 """The vocabularies of the fleet's models, asked of a worker once, when first needed, off the hot path."""
 
 import asyncio
+import re
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -138,6 +139,7 @@ class Library:
         if self._loading >= WAITING_MAX:
             return False
         reading.loading = True
+        reading.retry_s = time.monotonic() + RETRY_S  # whatever becomes of it
         self._loading += 1
         self._tasks.spawn(self._load(name, reading), name="vocabulary")
         return True
@@ -154,7 +156,6 @@ class Library:
                 await self._fetch(name, reading)
         except (Unavailable, BadAnswer) as error:
             self.failures += 1
-            reading.retry_s = time.monotonic() + RETRY_S
             self._report(name, str(error))
         finally:
             reading.loading = False
@@ -202,3 +203,5 @@ def _read(body: bytes, verbose: bool) -> tuple[Template, Encoder | None, str]:
         return template, encoder_of(shown.vocabulary, _pause), ""
     except Unclaimed as error:
         return template, None, error.reason
+    except (re.error, RecursionError, OverflowError) as error:  # of tokens that nobody in good faith has
+        return template, None, f"special tokens that cannot be looked for: {type(error).__name__}"

@@ -175,11 +175,12 @@ def template_of(shown: Shown) -> Template:
     text = shown.template
     family = next((one for one in FAMILIES if all(mark in text for mark in one.marks)), None)
     default = shown.system
-    if not default and "messages[0]" in text:
+    jinja = "{%" in text  # Go's never has it
+    if not default and jinja:
         found = _DEFAULT_SYSTEM.search(text)
         if found is not None and "+" not in found.group(1):
             default = found.group(1).replace("\\n", "\n")
-    trims = family is not None and "messages[0]" in text and "trim" in text
+    trims = family is not None and jinja and "trim" in text
     return Template(family or PLAIN, family is not None, trims, default)
 
 

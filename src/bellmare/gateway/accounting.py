@@ -5,6 +5,7 @@ It runs once per request on the loop, and is bound to cost next to nothing: plai
 
 from bellmare.core.events import HintSource
 from bellmare.core.units import InstantUs
+from bellmare.gateway.cloud import CloudTalk
 from bellmare.gateway.conversation import Conversation
 from bellmare.observability.context_metrics import ContextMetrics
 from bellmare.observability.logs import Logs
@@ -35,6 +36,34 @@ class Accounts:
     def hints_limited(self, source: HintSource, count: int) -> None:
         """Hints that were dropped: their client gave more than its allowance."""
         self._metrics.hints.limited(source, count)
+
+    def passed_on(self, talk: CloudTalk, now_us: InstantUs) -> None:
+        """Book one request for a model of ollama.com."""
+        total_us = now_us - talk.arrived_us
+        self._metrics.request(model="", status=talk.status, total_us=total_us, first_token_us=None, queued_us=None)
+        final = talk.translator.final
+        self._logs.request_line(
+            RequestLine(
+                talk.public_id,
+                talk.public_id,
+                talk.errand.native.model[:200],
+                talk.worker or None,
+                talk.errand.dialect,
+                talk.exchange.request.path,
+                talk.status,
+                "completed" if talk.status == 200 else "failed",
+                None,
+                None,
+                None,
+                None,
+                None,
+                (total_us + 50) // 100 / 10,
+                final.prompt_eval_count if final is not None else None,
+                final.eval_count if final is not None else None,
+                1,
+                None,
+            )
+        )
 
     def ended(self, conversation: Conversation, now_us: InstantUs) -> None:
         """Book one conversation; called exactly once for each."""

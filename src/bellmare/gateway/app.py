@@ -15,6 +15,7 @@ from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
 from bellmare.gateway.accounting import Accounts
 from bellmare.gateway.catalogue import Catalogue
+from bellmare.gateway.cloud import Cloud
 from bellmare.gateway.context import ContextGuard
 from bellmare.gateway.conversation import SHUTTING_DOWN, Conversation
 from bellmare.gateway.counting import TokenCounter, answer_count
@@ -134,6 +135,7 @@ class Gateway:
             rules=options.context,
             on_left=lambda: accounts.refused_early(STATUS_LEFT),
         )
+        self.cloud = Cloud(self.shelf, lambda talk: accounts.passed_on(talk, driver.clock.now_us()))
         self.heart = Heart(
             lambda: list(self._open.values()), lambda one: driver.engine.position(one.request), driver.clock.now_us
         )
@@ -159,6 +161,7 @@ class Gateway:
         return {
             "/": Route(get, catalogue.root),
             "/api/version": Route(get, catalogue.version),
+            "/api/status": Route(("GET",), catalogue.status),
             "/api/tags": Route(get, catalogue.tags),
             "/api/ps": Route(("GET",), catalogue.ps),
             "/api/show": Route(("POST",), catalogue.show),
@@ -330,7 +333,9 @@ class Gateway:
         if errand.released:
             self._release(exchange, errand)
             return
-        if self.context.passes(errand, ticket.tenant, request.body_bytes):
+        if not errand.name:
+            self.cloud.take(exchange, errand, public_id=ticket.own_id or self._new_id(), timeouts=self.timeouts)
+        elif self.context.passes(errand, ticket.tenant, request.body_bytes):
             self._run(exchange, errand, ticket)
         else:
             self.context.take(exchange, errand, ticket.tenant, taken=partial(self._parsed, self._judged))
@@ -468,6 +473,7 @@ class Gateway:
         """The grace of a shutdown is over: every request under way gets its error, none is cut in silence."""
         for exchange in (*self.large_bodies.shut(), *self.context.shut()):
             self._refuse(exchange, 503, SHUTTING_DOWN, headers=replies.retry_headers(SECOND_US))
+        self.cloud.shut(SHUTTING_DOWN)
         for conversation in list(self._open.values()):
             conversation.shut()
 

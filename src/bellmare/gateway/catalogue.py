@@ -48,6 +48,11 @@ class Catalogue:
         oldest = min(versions, key=_version_key, default=UNKNOWN_VERSION)
         exchange.respond(200, [replies.JSON], msgspec.json.encode({"version": oldest}))
 
+    def status(self, exchange: Exchange) -> None:
+        """GET /api/status: whether ollama.com's models may be used through us, in Ollama's words."""
+        cloud = {"disabled": not self._naming.rules.cloud, "source": "none" if self._naming.rules.cloud else "config"}
+        exchange.respond(200, [replies.JSON], msgspec.json.encode({"cloud": cloud}))
+
     def tags(self, exchange: Exchange) -> None:
         entries = [bytes(entry.raw) if name == entry.name else _renamed(entry, name) for entry, name in self._listed()]
         body = b'{"models":[' + b",".join(entries) + b"]}"

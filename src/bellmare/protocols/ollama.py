@@ -43,6 +43,7 @@ from bellmare.protocols.ollama_requests import (
     stream_wanted,
 )
 from bellmare.protocols.ollama_worker import (
+    encode_for_cloud,
     encode_for_worker,
     encode_show,
     load_body,
@@ -78,6 +79,7 @@ __all__ = [
     "decode_ps",
     "decode_show",
     "decode_tags",
+    "encode_for_cloud",
     "encode_for_worker",
     "encode_show",
     "expires_before",

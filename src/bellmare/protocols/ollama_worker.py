@@ -40,6 +40,11 @@ def encode_for_worker(request: InferenceRequest, *, model: str, num_ctx: int) ->
     return _encode(request)
 
 
+def encode_for_cloud(request: InferenceRequest) -> bytes:
+    """Canonical JSON of a request for a model of ollama.com: whatever concerns a runner is nothing to us."""
+    return _encode(to_plain(msgspec.structs.replace(request, keep_alive=None)))
+
+
 def encode_show(request: ShowRequest, *, model: str) -> bytes:
     """Canonical JSON of a show request."""
     return _encode(to_plain(msgspec.structs.replace(request, model=model, name=None)))

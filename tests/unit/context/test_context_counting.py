@@ -46,6 +46,7 @@ def test_a_vocabulary_arrives_as_it_was_whatever_the_slices(vocabulary, monkeypa
         assert found == msgspec.structs.replace(vocabulary, pre=vocabulary.pre or "")
 
 
+@pytest.mark.slow
 @given(st.lists(st.text(max_size=6), min_size=1, max_size=60), st.integers(1, 40))
 def test_any_tokens_survive_any_slicing(tokens, size):
     """Commas and quotes within tokens look like the places between them."""
@@ -59,6 +60,7 @@ def test_any_tokens_survive_any_slicing(tokens, size):
     assert found.tokens == tokens
 
 
+@pytest.mark.slow
 @given(st.binary(max_size=300) | st.recursive(st.none() | st.integers() | st.text(), st.lists).map(msgspec.json.encode))
 def test_garbage_is_a_bad_answer(body):
     try:
@@ -114,6 +116,7 @@ def test_a_long_text_is_counted_in_steps_to_the_same_number(vocabulary, monkeypa
     assert list(encoder.counting(text)) == [sum(steps)]
 
 
+@pytest.mark.slow
 @given(st.text(max_size=300))
 def test_no_text_has_more_tokens_than_bytes(text):
     """What lets most requests pass uncounted. SentencePiece may put a space before."""
@@ -199,6 +202,7 @@ def test_a_ratio_is_learned_with_its_spread():
     assert ratio.margin > 3 * steady
 
 
+@pytest.mark.slow
 @given(st.text(max_size=200), st.integers(0, 4))
 def test_estimates_are_finite_and_their_parts_add_up(text, count):
     request = ChatRequest(messages=[Message(role="user", content=text)] * count)
@@ -307,6 +311,22 @@ async def test_a_worker_that_does_not_tell_is_left_alone_for_a_while(fleet, monk
     assert (await count(counter)).method is Method.exact
 
 
+@pytest.mark.slow
+async def test_a_hostile_vocabulary_is_not_claimed_and_asked_for_once(fleet):
+    source, counter = fleet
+    vocabulary = byte_pairs("llama-bpe")
+    chain = [("<" + "x" * length) for length in range(1, 5_000)]
+    tokens = [*vocabulary.tokens, *chain]
+    kinds = [*vocabulary.kinds, *[3] * len(chain)]
+    source.body = shown_body(msgspec.structs.replace(vocabulary, tokens=tokens, kinds=kinds))
+    for _ in range(3):
+        assert (await count(counter)).method is Method.learned
+    assert source.asked == [True]
+    reading = counter.library.reading("m")
+    assert reading is not None
+    assert "special tokens" in reading.unclaimed
+
+
 async def test_who_waits_too_long_for_a_vocabulary_gets_an_estimate(fleet, monkeypatch):
     source, counter = fleet
     monkeypatch.setattr("bellmare.context.counter.VOCABULARY_WAIT_S", 0.01)
@@ -369,6 +389,7 @@ async def test_a_growing_chat_costs_its_new_turns_only(fleet):
         assert len(counter._memory) - first <= length + 1
 
 
+@pytest.mark.slow
 async def test_the_loop_goes_on_while_a_million_characters_are_counted(fleet):
     _, counter = fleet
     await count(counter)

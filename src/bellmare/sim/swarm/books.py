@@ -69,6 +69,8 @@ class ClaimBook:
     """Whether somebody waited for it then, or a pin or an operator wanted it: not ahead of demand."""
     beside: bool = False
     """Whether another copy existed then."""
+    later: list[tuple[int, int]] = field(default_factory=list)
+    """Context and need as they were when a victim was drained again: perhaps for an intent that was planned anew."""
     victims: dict[ModelId, None] = field(default_factory=dict)
     costly: list[str] = field(default_factory=list)
     """Why a load for which nobody waits could not have had these victims; empty: it could."""

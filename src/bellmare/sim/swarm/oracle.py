@@ -203,10 +203,11 @@ class Oracle(Forgetting):
     def _judge_shape(self, worker: WorkerBook, decision: d.Load, claim: ClaimBook | None) -> None:
         """One shape per model, booked as measured or by the formula: now, or when the room began to be made."""
         num_ctx = self.canonical(decision.model)
-        contexts = (num_ctx, claim.num_ctx) if claim is not None else (num_ctx,)
+        later = claim.later if claim is not None else []
+        contexts = (num_ctx, claim.num_ctx, *(one for one, _ in later)) if claim is not None else (num_ctx,)
         self.must(decision.num_ctx in contexts, "loaded in its one shape", decision, contexts)
         need = self.need(worker, decision.model, decision.num_ctx)
-        needs = (need, claim.need) if claim is not None else (need,)
+        needs = (need, claim.need, *(one for _, one in later)) if claim is not None else (need,)
         self.must(decision.reserved_bytes in needs, "booked as measured or by the formula", decision, needs)
 
     def _judge_reason(self, worker: WorkerBook, decision: d.Load, claim: ClaimBook | None) -> None:
@@ -324,6 +325,8 @@ class Oracle(Forgetting):
         fresh = (decision.worker, wanted) in self._claimed
         if claim is not None and blob in claim.victims and not fresh:
             self.meet("drained again")
+            num_ctx = self.canonical(wanted)
+            claim.later.append((num_ctx, self.need(worker, wanted, num_ctx)))
             again[blob] = None
             return False
         self.must(not self.pinned(blob), "a pinned model is no victim", decision)
