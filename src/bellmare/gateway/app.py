@@ -3,14 +3,13 @@
 import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 
 from bellmare.context.counter import Counter
 from bellmare.context.library import Library
-from bellmare.core.events import ModelReleased, Priority
+from bellmare.core.events import ModelReleased
 from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
 from bellmare.gateway.accounting import Accounts
@@ -34,6 +33,7 @@ from bellmare.gateway.naming import Naming
 from bellmare.gateway.options import GatewayOptions
 from bellmare.gateway.parsing import INLINE_BYTES_MAX, LargeBodies
 from bellmare.gateway.relay import Relay
+from bellmare.gateway.routes import CHANGE_BYTES_MAX, Route, Ticket
 from bellmare.gateway.shelf import Shelf
 from bellmare.gateway.tenants import Tenants, priority_of
 from bellmare.gateway.unfit import first_refusal
@@ -46,50 +46,14 @@ from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
 from bellmare.protocols import ollama
 from bellmare.protocols.errors import CONTEXT_LENGTH_EXCEEDED, ContextExceeded, InvalidRequest, render_error
-from bellmare.protocols.hints import Expected
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.fleet import WorkerFleet
 
-SMALL_BODY_BYTES_MAX = 64 << 10
-CHANGE_BYTES_MAX = 4 << 20
-"""Of a request to create a model: its template, its system prompt, its licences."""
 CORE_IDS_MAX = 10_000
 BUSY_PARSING = "too many large requests at once"
 SERVED_METHODS = ("GET", "HEAD", "POST")
 """What ``OPTIONS *`` is told: of the server as a whole nothing else can be asked."""
 _PUBLIC_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
-
-
-@dataclass(slots=True, frozen=True)
-class Route:
-    """One path: its methods, and who answers."""
-
-    methods: tuple[str, ...]
-    answer: Callable[[Exchange], None]
-    body_bytes_max: int = SMALL_BODY_BYTES_MAX
-    inference: bool = False
-    manages: bool = False
-    """Changes what the fleet stores: only for clients that have the right."""
-
-
-class Ticket:
-    """What a request's head says, read once for all requests of a connection that have the same."""
-
-    __slots__ = ("cors", "models", "own_id", "priority", "route", "settings", "spool", "tenant")
-
-    def __init__(self, route: Route) -> None:
-        self.route = route
-        self.settings = -1
-        """By which settings the rest was read; -1: not yet."""
-        self.tenant = ""
-        self.priority = Priority.normal
-        self.models: tuple[Expected, ...] = ()
-        self.own_id = ""
-        """The id that the client gave; empty if it gave none that can be used."""
-        self.cors = b""
-        """Header lines for a browser that asks for a page."""
-        self.spool: Spool | None = None
-        """Who takes the body, if it is a blob."""
 
 
 class Gateway:
@@ -225,7 +189,10 @@ class Gateway:
                 return replies.http_refusal(403, REFUSED, request.path)
             if route is self._blob_route and request.method == "POST":
                 taker = self.blobs.accept(request)
-                ticket.spool = None if isinstance(taker, Refusal) else taker
+                if isinstance(taker, Refusal):
+                    self.accounts.refused_early(taker.status)
+                else:
+                    ticket.spool = taker
                 return taker
         return route.body_bytes_max
 
@@ -234,6 +201,8 @@ class Gateway:
         if ticket.cors:
             exchange.extra = ticket.cors
         if ticket.route.manages and not self.managers.may(exchange.request.peer):  # the settings may have changed
+            if ticket.spool is not None:
+                ticket.spool.close()
             self._refuse(exchange, 403, REFUSED)
             return
         ticket.route.answer(exchange)
@@ -397,9 +366,7 @@ class Gateway:
         conversation = Conversation(self, exchange, errand, request, public, arrived_us)
         self._open[request] = conversation
         if public != request:
-            self._core_ids[public] = request
-            if len(self._core_ids) > CORE_IDS_MAX:
-                del self._core_ids[next(iter(self._core_ids))]
+            self._remember(public, request)
         self.users.used(errand.name, ticket.tenant, arrived_us)
         deadline_us = InstantUs(arrived_us + int(self.timeouts.queue_s * SECOND_US))
         conversation.begin(deadline_us, tenant=ticket.tenant, priority=ticket.priority)
@@ -450,8 +417,14 @@ class Gateway:
         del self._open[conversation.request]
         request = self._new_id()
         self._open[request] = conversation
-        self._core_ids[conversation.public_id] = request
+        self._remember(conversation.public_id, request)
         return request
+
+    def _remember(self, public_id: str, request: RequestId) -> None:
+        """What the core calls a request that its client calls otherwise."""
+        self._core_ids[public_id] = request
+        if len(self._core_ids) > CORE_IDS_MAX:
+            del self._core_ids[next(iter(self._core_ids))]
 
     def report(self, what: str, error: BaseException) -> None:
         asyncio.get_running_loop().call_exception_handler({"message": what, "exception": error})

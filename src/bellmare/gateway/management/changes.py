@@ -9,8 +9,8 @@ import msgspec
 
 from bellmare.gateway import replies
 from bellmare.gateway.leaving import Leaver
-from bellmare.gateway.management.asking import NotDone, lines_of
-from bellmare.gateway.management.keeping import keeping
+from bellmare.gateway.management.asking import NO_ANSWER, NotDone, lines_of
+from bellmare.gateway.management.keeping import Keeper
 from bellmare.gateway.shelf import Shelf
 from bellmare.http.client import UpstreamError
 from bellmare.http.exchange import Exchange
@@ -25,7 +25,6 @@ SHORT_S = 60.0
 """For a copy or a delete: neither moves any weights."""
 NOBODY = "no worker is reachable at the moment"
 TOO_MANY = "too many changes to models are under way: try again in 1 s"
-NO_ANSWER = "did not answer"
 
 _Job = Callable[[OllamaWorker, Change], Awaitable[None]]
 
@@ -34,6 +33,7 @@ class Changes:
     """Answers the five routes; blobs are another matter."""
 
     def __init__(self, shelf: Shelf) -> None:
+        self.keeper = Keeper(shelf.fleet.tasks)
         self._shelf = shelf
         self._under_way = 0
 
@@ -104,7 +104,7 @@ class Changes:
 
         async def one(port: OllamaWorker) -> None:
             try:
-                async with keeping(port, change.name):
+                async with self.keeper.keeping(port, change.name):
                     async for line in lines_of(port.upstream, path, change.body(stream=True)):
                         teller.hear(port.worker, line)
                     teller.silent(port.worker)
@@ -148,7 +148,7 @@ class Changes:
 
         async def one(port: OllamaWorker) -> None:
             try:
-                async with keeping(port, change.name):
+                async with self.keeper.keeping(port, change.name):
                     answer = await port.upstream.fetch(*ask, body=change.body(), timeout_s=SHORT_S)
                 if answer.status != 200:
                     failures[port.worker] = (answer.status, upstream_error_text(answer.body))
