@@ -50,6 +50,7 @@ CASES: list[tuple[str, dict[str, Any]]] = [
     *((CHAT, {"format": one} | more) for one in FORMATS for more in ({}, {"model": "nobody"}, {"messages": []})),
     *((path, {"keep_alive": one}) for path in VALID if path != SHOW for one in KEEP_ALIVES),
     *((GENERATE, {"keep_alive": one, "prompt": ""}) for one in KEEP_ALIVES),
+    (GENERATE, {"model": "", "keep_alive": ""}),
     (GENERATE, {"model": "nobody", "raw": True, "system": "x"}),
     (GENERATE, {"prompt": "", "raw": True, "system": "x"}),
     (GENERATE, {"prompt": "", "raw": True, "system": "x", "keep_alive": 0}),

@@ -101,6 +101,8 @@ class Conversation(msgspec.Struct, eq=False):
     """When it last heard a heartbeat."""
     _call: Call | None = None
     _upstream_status: int = 0
+    _upstream_plain: bool = False
+    """Its error names no character set: so it is where a stream would have begun (ollama.md 1.5)."""
     _error_body: bytes = b""
 
     def begin(self, deadline_us: InstantUs, *, tenant: str = "", priority: Priority = Priority.normal) -> None:
@@ -176,6 +178,7 @@ class Conversation(msgspec.Struct, eq=False):
 
     def on_response(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self._upstream_status = status
+        self._upstream_plain = status != 200 and replies.PLAIN_JSON in headers
 
     def on_data(self, data: bytes) -> None:
         if self._upstream_status != 200:
@@ -267,7 +270,7 @@ class Conversation(msgspec.Struct, eq=False):
             self.errand = without_thinking(self.errand)
             self.on_dispatch(self.dispatched)
         elif 400 <= status < 600:
-            self._respond_error(status, public_text(status, text))
+            self._respond_error(status, public_text(status, text), plain=self._upstream_plain)
             fault = FaultKind.failed if status >= 500 else None
             self._finish(Outcome.failed, status=status, detail=text, fault=fault)
         else:
@@ -417,11 +420,13 @@ class Conversation(msgspec.Struct, eq=False):
             return HeaderLines(headers + header_lines(more))
         return headers
 
-    def _respond_error(self, status: int, text: str, *, headers: replies.Headers | None = None) -> None:
+    def _respond_error(
+        self, status: int, text: str, *, headers: replies.Headers | None = None, plain: bool = False
+    ) -> None:
         if self.exchange.started:  # by a heartbeat
             self._cut(text)
             return
-        begin, body = replies.error_answer(self.errand.dialect, status, text, public_id=self.public_id)
+        begin, body = replies.error_answer(self.errand.dialect, status, text, public_id=self.public_id, plain=plain)
         all_headers = [*begin, (b"x-request-id", self.public_id.encode()), *(headers or [])]
         if self.dispatched is not None:
             all_headers.append((b"x-bellmare-worker", self.dispatched.worker.encode()))

@@ -144,13 +144,25 @@ def anthropic_request_id(public_id: str) -> str:
 
 
 def error_answer(
-    dialect: Dialect, status: int, message: str, *, public_id: str = "", code: str | None = None
-) -> tuple[Headers, bytes]:
-    """Headers and body of an error. ``public_id`` is the request's, where it has come so far as to have one."""
+    dialect: Dialect,
+    status: int,
+    message: str,
+    *,
+    public_id: str = "",
+    code: str | None = None,
+    plain: bool = False,
+) -> tuple[Headers, bytes]:  # tidy: what an error is made of
+    """Headers and body of an error. ``public_id`` is the request's, where it has come so far as to have one.
+
+    As Ollama does, a character set is named in native errors, unless ``plain``, and in what is found wrong with a
+    request of another dialect before it becomes a native one.
+    """
+    within = public_id or status == 404 or status >= 500
+    kind = PLAIN_JSON if plain or (within and dialect is not Dialect.ollama) else JSON
     if dialect is not Dialect.anthropic:
-        return [JSON], render_error(dialect, status, message, code=code)
+        return [kind], render_error(dialect, status, message, code=code)
     request_id = anthropic_request_id(public_id or new_id())
-    headers = [JSON, (b"request-id", request_id.encode())]
+    headers = [kind, (b"request-id", request_id.encode())]
     return headers, render_error(dialect, status, message, request_id=request_id)
 
 

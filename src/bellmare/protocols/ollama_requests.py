@@ -152,12 +152,12 @@ def known_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
 
 def _check_early(request: Request) -> None:
     """What Ollama says before it looks for the model. Absent fields cost nothing."""
+    if request.keep_alive is not None:
+        keep_alive_seconds(request.keep_alive)
     if not request.model.strip():
         if isinstance(request, GenerateRequest | EmbedRequest):
             raise InvalidRequest(f"model '{request.model[:_NAME_CHARS_MAX]}' not found", status=404)
         raise InvalidRequest("model is required")
-    if request.keep_alive is not None:
-        keep_alive_seconds(request.keep_alive)
 
 
 def _checked(request: _R) -> _R:

@@ -62,7 +62,7 @@ def parse_completion(body: bytes) -> OpenAICompletion:
     """POST /v1/completions. Raises :class:`InvalidRequest`."""
     wanted = _gate(body)
     if not wanted.model.strip():
-        raise InvalidRequest("model is required")
+        raise InvalidRequest("model '' not found", status=404)
     for name, count in (("n", wanted.n), ("best_of", wanted.best_of)):
         if count not in (None, 1):
             raise InvalidRequest(f"{name} must be 1: a model here gives one answer per request")

@@ -52,7 +52,7 @@ def parse_embedding(body: bytes) -> OpenAIEmbedding:
             raise InvalidRequest("invalid input type") from None
         raise
     if not wanted.model.strip():
-        raise InvalidRequest("model is required")
+        raise InvalidRequest("model '' not found", status=404)
     encoding = wanted.encoding_format
     if encoding and encoding.lower() not in ("float", "base64"):
         text = f"Invalid value for 'encoding_format' = {encoding[:64]}. Supported values: ['float', 'base64']."

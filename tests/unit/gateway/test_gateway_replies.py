@@ -8,6 +8,7 @@ from bellmare.core.decisions import Refusal, Reject
 from bellmare.core.units import RequestId, SpanUs
 from bellmare.gateway import replies
 from bellmare.gateway.faults import FAILED_TEXT, is_crash, public_text
+from bellmare.protocols.errors import Dialect
 
 
 def reject(refusal: Refusal, *, retry_us: int = 0, detail: str = "") -> Reject:
@@ -75,3 +76,16 @@ def test_only_the_beginning_of_a_workers_text_is_believed() -> None:
     assert not is_crash(400, "llama-server process has terminated")
     assert public_text(500, "template: /secret") == FAILED_TEXT
     assert public_text(404, "as it is") == "as it is"
+
+
+def test_an_error_names_a_character_set_where_ollamas_does() -> None:
+    kinds = [
+        (Dialect.ollama, 404, {}, replies.JSON),
+        (Dialect.ollama, 400, {"plain": True}, replies.PLAIN_JSON),
+        (Dialect.openai, 400, {}, replies.JSON),
+        (Dialect.openai, 400, {"public_id": "r1"}, replies.PLAIN_JSON),
+        (Dialect.openai, 404, {}, replies.PLAIN_JSON),
+        (Dialect.anthropic, 500, {"public_id": "r1"}, replies.PLAIN_JSON),
+    ]
+    for dialect, status, more, kind in kinds:
+        assert replies.error_answer(dialect, status, "x", **more)[0][0] == kind  # type: ignore[arg-type]

@@ -43,7 +43,7 @@ def test_requests(fields, expected):
 @pytest.mark.parametrize(
     ("fields", "message"),
     [
-        ({"model": " "}, "model is required"),
+        ({"model": " "}, "model '' not found"),
         ({"input": None}, "invalid input"),
         ({"input": []}, "invalid input"),
         ({"input": 7}, "invalid input type"),
@@ -60,7 +60,7 @@ def test_requests(fields, expected):
 def test_refusals(fields, message):
     with pytest.raises(InvalidRequest) as caught:
         parse_embedding(body(**fields))
-    assert (caught.value.status, caught.value.message) == (400, message)
+    assert (caught.value.status, caught.value.message) == (404 if "not found" in message else 400, message)
 
 
 @pytest.mark.parametrize("written", ["base64", "Base64", "BASE64"])

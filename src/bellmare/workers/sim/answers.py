@@ -8,7 +8,7 @@ from collections.abc import Callable
 from bellmare.http.server import Exchange
 from bellmare.twin.messages import Failed, Finished, FirstToken, Input, LoadReplied, Stalled, UnloadReplied
 from bellmare.workers.sim.driver import Driver, RequestEffect
-from bellmare.workers.sim.render import JSON, Voice, encode
+from bellmare.workers.sim.render import JSON, JSON_V1, Voice, encode
 
 LINES_MAX = 64
 """Lines of one write: how much a late or resumed answer catches up before it looks whether the client still takes it.
@@ -107,7 +107,8 @@ class GenerationAnswer(Answer):
 
     def _respond(self, end: Finished | Failed) -> None:
         if isinstance(end, Failed):
-            self.exchange.respond(end.status, self._voice.json_headers, self._voice.error(end.status, end.text))
+            headers = JSON_V1 if self._stream else self._voice.json_headers
+            self.exchange.respond(end.status, headers, self._voice.error(end.status, end.text))
         else:
             self.exchange.respond(200, self._voice.json_headers, self._voice.whole(end))
 

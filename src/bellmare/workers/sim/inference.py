@@ -90,10 +90,9 @@ class Inference:
         if not body.asked_name.strip():
             raise InvalidRequest(f"model '{body.asked_name}' not found", status=404)
         given = body.get("input")
-        texts = [given] if isinstance(given, str) else ([] if given is None else given)
+        texts = ([given] if given else []) if isinstance(given, str) else ([] if given is None else given)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
             raise InvalidRequest("invalid input type")
-        texts = [] if texts == [""] else texts
         model = self._model(body, embed=True)
         dimensions = body.get("dimensions") or model.embedding_length
 
@@ -105,7 +104,7 @@ class Inference:
                 "model": body.asked_name,
                 "embeddings": [normalised(vector[:dimensions]) for vector in full],
                 "total_duration": effect.total_us * 1000,
-                "load_duration": effect.load_us * 1000,
+                "load_duration": max(1, effect.load_us * 1000),
                 "prompt_eval_count": effect.prompt_tokens,
             }
 

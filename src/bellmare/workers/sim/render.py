@@ -47,7 +47,7 @@ def durations(finished: Finished) -> dict[str, int]:
     """The counters of a final object, nanoseconds and counts; zeros are left out, as Go's omitempty does."""
     found = {
         "total_duration": finished.total_us * 1000,
-        "load_duration": finished.load_us * 1000,
+        "load_duration": max(1, finished.load_us * 1000),  # Ollama measures some time always
         "prompt_eval_count": finished.prompt_tokens,
         "prompt_eval_duration": finished.prompt_us * 1000,
         "eval_count": finished.output_tokens,
