@@ -113,7 +113,7 @@ class Gateway:
         self.hinting = Hinting(driver, self.tenants, accounts, naming=self.naming)
         self.catalogue = Catalogue(self.shelf, self.naming, self.hinting)
         self.managers = Managers(options.managers)
-        self.changes = Changes(self.shelf)
+        self.changes = Changes(self.shelf, refused=accounts.refused_early, log=accounts.changed)
         self.blobs = Blobs(self.shelf)
         self._born = f"{driver.clock.wall_us():x}"
         self._count = 0
@@ -481,6 +481,7 @@ class Gateway:
         self.cloud.shut(SHUTTING_DOWN)
         for conversation in list(self._open.values()):
             conversation.shut()
+        self.changes.shut(SHUTTING_DOWN)
 
     def close(self) -> None:
         """Nobody is served any more."""
