@@ -41,8 +41,6 @@ SIM_MODELS = (
 
 UNWRAPPED = "llama-server's JSON, which Ollama passes on as a string, is unwrapped to its text"
 DIFFERENT: dict[str, str] = {
-    "embed by a talker": "a status of 500 or more never carries the worker's own text, which may quote other requests",
-    "chat with an odd option": "a wrong type is the client's mistake: 400, where Ollama says 500",
     "chat too long, refused": UNWRAPPED,
     "generate too long, refused": UNWRAPPED,
 }

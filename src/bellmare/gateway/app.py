@@ -3,14 +3,13 @@
 import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 
 from bellmare.context.counter import Counter
 from bellmare.context.library import Library
-from bellmare.core.events import ModelReleased, Priority
+from bellmare.core.events import ModelReleased
 from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
 from bellmare.gateway.accounting import Accounts
@@ -34,8 +33,11 @@ from bellmare.gateway.naming import Naming
 from bellmare.gateway.options import GatewayOptions
 from bellmare.gateway.parsing import INLINE_BYTES_MAX, LargeBodies
 from bellmare.gateway.relay import Relay
+from bellmare.gateway.routes import CHANGE_BYTES_MAX, Route, Ticket
 from bellmare.gateway.shelf import Shelf
 from bellmare.gateway.tenants import Tenants, priority_of
+from bellmare.gateway.unfit import first_refusal
+from bellmare.gateway.users import Users
 from bellmare.gateway.vocabularies import FleetSource
 from bellmare.gateway.waiting import Heart
 from bellmare.http.bodies import BodySink
@@ -44,50 +46,14 @@ from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
 from bellmare.protocols import ollama
 from bellmare.protocols.errors import CONTEXT_LENGTH_EXCEEDED, ContextExceeded, InvalidRequest, render_error
-from bellmare.protocols.hints import Expected
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.fleet import WorkerFleet
 
-SMALL_BODY_BYTES_MAX = 64 << 10
-CHANGE_BYTES_MAX = 4 << 20
-"""Of a request to create a model: its template, its system prompt, its licences."""
 CORE_IDS_MAX = 10_000
 BUSY_PARSING = "too many large requests at once"
 SERVED_METHODS = ("GET", "HEAD", "POST")
 """What ``OPTIONS *`` is told: of the server as a whole nothing else can be asked."""
 _PUBLIC_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
-
-
-@dataclass(slots=True, frozen=True)
-class Route:
-    """One path: its methods, and who answers."""
-
-    methods: tuple[str, ...]
-    answer: Callable[[Exchange], None]
-    body_bytes_max: int = SMALL_BODY_BYTES_MAX
-    inference: bool = False
-    manages: bool = False
-    """Changes what the fleet stores: only for clients that have the right."""
-
-
-class Ticket:
-    """What a request's head says, read once for all requests of a connection that have the same."""
-
-    __slots__ = ("cors", "models", "own_id", "priority", "route", "settings", "spool", "tenant")
-
-    def __init__(self, route: Route) -> None:
-        self.route = route
-        self.settings = -1
-        """By which settings the rest was read; -1: not yet."""
-        self.tenant = ""
-        self.priority = Priority.normal
-        self.models: tuple[Expected, ...] = ()
-        self.own_id = ""
-        """The id that the client gave; empty if it gave none that can be used."""
-        self.cors = b""
-        """Header lines for a browser that asks for a page."""
-        self.spool: Spool | None = None
-        """Who takes the body, if it is a blob."""
 
 
 class Gateway:
@@ -135,6 +101,7 @@ class Gateway:
             rules=options.context,
             on_left=lambda: accounts.refused_early(STATUS_LEFT),
         )
+        self.users = Users()
         self.cloud = Cloud(self.shelf, lambda talk: accounts.passed_on(talk, driver.clock.now_us()))
         self.heart = Heart(
             lambda: list(self._open.values()), lambda one: driver.engine.position(one.request), driver.clock.now_us
@@ -294,7 +261,7 @@ class Gateway:
                 try:
                     errand = parse(request.body)
                 except InvalidRequest as error:
-                    self._refuse(exchange, error.status, error.message)
+                    self._invalid(exchange, error)
                     return
                 take_up(exchange, errand)
             elif not self.large_bodies.parse(exchange, parse, parsed):
@@ -317,13 +284,17 @@ class Gateway:
             self._refuse(exchange, result.status, text, code=CONTEXT_LENGTH_EXCEEDED)
             return
         if isinstance(result, InvalidRequest):
-            self._refuse(exchange, result.status, result.message)
+            self._invalid(exchange, result)
             return
         self.report("a large request could not be taken up", result)
         if exchange.started:
             exchange.abort()
         else:
             self._refuse(exchange, 500, "internal error")
+
+    def _invalid(self, exchange: Exchange, error: InvalidRequest) -> None:
+        first = first_refusal(error, self.naming, self.driver.engine.fleet.state.votes)
+        self._refuse(exchange, first.status, first.message)
 
     def _take_up(self, exchange: Exchange, errand: Errand) -> None:
         request = exchange.request
@@ -401,6 +372,7 @@ class Gateway:
         self._open[request] = conversation
         if public != request:
             self._remember(public, request)
+        self.users.used(errand.name, ticket.tenant, arrived_us)
         deadline_us = InstantUs(arrived_us + int(self.timeouts.queue_s * SECOND_US))
         conversation.begin(deadline_us, tenant=ticket.tenant, priority=ticket.priority)
         return conversation
@@ -410,12 +382,14 @@ class Gateway:
         return RequestId(f"{self._born}-{self._count:x}")
 
     def _release(self, exchange: Exchange, errand: Errand) -> None:
-        """A client's keep_alive 0: residency is ours, so it is a hint and answered as Ollama would (ollama.md 2.3)."""
+        """A client's keep_alive 0: what was its alone leaves, for others it stays; answered as Ollama would (2.3)."""
         if errand.name not in self.driver.engine.fleet.state.votes:
             text = f"model '{errand.spelling}' not found"
             exchange.respond(404, [replies.JSON], render_error(errand.dialect, 404, text))
             return
-        self.driver.feed(ModelReleased(name=errand.name))
+        tenant = exchange.request.ticket.tenant
+        alone = self.users.alone(self.shelf.names_of(errand.name), tenant, self.driver.clock.now_us())
+        self.driver.feed(ModelReleased(name=errand.name, alone=alone))
         answer: dict[str, object] = {"model": errand.spelling, "created_at": self.driver.clock.rfc3339()}
         if isinstance(errand.native, ollama.ChatRequest):
             answer["message"] = {"role": "assistant", "content": ""}

@@ -19,7 +19,7 @@ from bellmare.http.client import UpstreamError
 from bellmare.http.exchange import Exchange
 from bellmare.protocols import ollama
 from bellmare.protocols.errors import Dialect, InvalidRequest, render_error, upstream_error_text
-from bellmare.protocols.names import canonical_name, local_name
+from bellmare.protocols.names import canonical_name, display_name, local_name
 from bellmare.protocols.openai import model_entry, models_list
 from bellmare.protocols.rfc3339 import parse_rfc3339
 from bellmare.workers.ollama import OllamaWorker
@@ -88,7 +88,7 @@ class Catalogue:
         meant = self._naming.meant(name)
         port = self._shelf.holder(meant)
         if port is None:
-            self._not_found(exchange, spelling, name, dialect=Dialect.openai)
+            self._not_found(exchange, _shown(spelling), name, dialect=Dialect.openai)
             return
         modified_s = _instant(port.tags[meant].modified_at) // 1_000_000
         exchange.respond(200, [replies.PLAIN_JSON], model_entry(spelling, modified_s))
@@ -103,7 +103,7 @@ class Catalogue:
             return
         port = self._shelf.holder(name)
         if port is None:
-            self._not_found(exchange, request.model, name, dialect=Dialect.ollama)
+            self._not_found(exchange, _shown(request.model), name, dialect=Dialect.ollama)
             return
         if self._shows >= SHOWS_MAX:
             text = "too many requests for model details are under way: try again in 1 s"
@@ -143,7 +143,8 @@ class Catalogue:
 
     def _not_found(self, exchange: Exchange, spelling: str, name: str, *, dialect: Dialect) -> None:
         text = replies.not_found_text(spelling, name, self._driver.engine.fleet.state.votes)
-        exchange.respond(404, [replies.JSON], render_error(dialect, 404, text))
+        kind = replies.JSON if dialect is Dialect.ollama else replies.PLAIN_JSON
+        exchange.respond(404, [kind], render_error(dialect, 404, text))
 
 
 class _Listing:
@@ -179,6 +180,11 @@ async def _show(exchange: Exchange, port: OllamaWorker, body: bytes) -> None:
         return
     text = public_text(answer.status, upstream_error_text(answer.body))
     exchange.respond(answer.status, [replies.JSON], render_error(Dialect.ollama, answer.status, text))
+
+
+def _shown(spelling: str) -> str:
+    """A valid name as Ollama's show says it: with its tag."""
+    return display_name(local_name(spelling))
 
 
 def _renamed(entry: ollama.TagsModel, name: str) -> bytes:

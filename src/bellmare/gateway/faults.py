@@ -19,6 +19,14 @@ errors of other requests (ollama.md 12). Whatever else ends an answer with "an e
 request's own trouble: its runner goes on serving others."""
 
 
+_HARMLESS = frozenset(
+    {
+        "This server does not support embeddings. Start it with `--embeddings`",
+        "unable to load full model on GPU",
+    }
+)
+"""Ollama's texts with 5xx that are the same for everybody, so that a client may look for them (ollama.md 1.6)."""
+
 THINKS_NOT = "does not support thinking"
 """How Ollama's refusal of ``think`` ends, for a model without that capability (ollama.md 1.4)."""
 FAILED_TEXT = "the model's worker failed"
@@ -31,7 +39,7 @@ def public_text(status: int, text: str) -> str:
     Errors of the request itself (4xx) are passed on. Of others only a known beginning: the rest may quote paths of the
     worker and requests of other tenants (ollama.md 12); the log has it all.
     """
-    if 400 <= status < 500:
+    if 400 <= status < 500 or text in _HARMLESS:
         return text
     return next((beginning for beginning in _CRASH_BEGINNINGS if text.startswith(beginning)), FAILED_TEXT)
 

@@ -92,9 +92,11 @@ def refusal_text(decision: Reject, name: str, known: Sequence[str], *, embedding
     return text
 
 
-def not_found_text(spelling: str, name: str, known: Iterable[str]) -> str:
-    """Of a name that no worker stores, with what may have been meant."""
+def not_found_text(spelling: str, name: str, known: Iterable[str], *, embedding: bool = False) -> str:
+    """Of a name that no worker stores, with what may have been meant. ``embedding``: see :func:`refusal_text`."""
     text = f"model '{spelling[:200]}' not found"
+    if embedding:
+        text = f'model "{spelling[:200]}" not found, try pulling it first'
     close = [display_name(other) for other in close_names(name, known)]
     if close:
         text += "; did you mean " + " or ".join(f"'{other}'" for other in close) + "?"

@@ -3,6 +3,7 @@
 import functools
 import math
 import re
+import sys
 from typing import Any
 
 import msgspec
@@ -37,6 +38,7 @@ _PLAIN_KINDS: dict[str, frozenset[type]] = {
 _STRINGS = frozenset({str})
 _THINK_LEVELS = ("high", "medium", "low", "max")
 _INT64 = 1 << 63
+_FLOAT_MAX = sys.float_info.max
 _TOP_LOGPROBS_MAX = 20
 
 _NANOSECONDS = {
@@ -53,6 +55,7 @@ _DURATION_PART = re.compile(r"(\d*)(?:\.(\d*))?([^\d.]*)", re.ASCII)
 _TEXT_CHARS_MAX = 64
 
 _PIECE = 4 << 20
+_NO_BASE64 = re.compile(r"[^A-Za-z0-9+/=\r\n]")
 _BASE64 = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/="
 
 
@@ -143,19 +146,27 @@ def check_top_logprobs(value: int | None) -> None:
 def _checked_option(key: str, value: Any) -> Any:
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if key in _INTEGERS:
-        if not number or not -_INT64 <= value < _INT64:
-            raise InvalidRequest(f'option "{key}" must be of type integer')
-        return int(value)  # Ollama cuts 100.7 to 100, and so do we
+        fits = number and -_INT64 <= value < _INT64
+        if not number or (not fits and (key in RELOAD_OPTIONS or not -_FLOAT_MAX <= value <= _FLOAT_MAX)):
+            raise _wrong_option(key, "of type integer")
+        # Ollama cuts 100.7 to 100, and so do we. What is out of range, as some clients' seeds, it takes as well, and
+        # makes of it what its machine makes of such a float.
+        return int(value) if fits else float(value)
     if key in _FLOATS and not number:
-        raise InvalidRequest(f'option "{key}" must be of type float32')
+        raise _wrong_option(key, "of type float32")
     if key in _BOOLEANS and not isinstance(value, bool):
-        raise InvalidRequest(f'option "{key}" must be of type boolean')
+        raise _wrong_option(key, "of type boolean")
     if key == "stop":
         if not isinstance(value, list):
-            raise InvalidRequest('option "stop" must be of type array')
+            raise _wrong_option(key, "of type array")
         if not all(isinstance(item, str) for item in value):
-            raise InvalidRequest('option "stop" must be of an array of strings')
+            raise _wrong_option(key, "of an array of strings")
     return value
+
+
+def _wrong_option(key: str, wanted: str) -> InvalidRequest:
+    """Ollama's status for it is 500, though it is the client's mistake (ollama.md 1.4)."""
+    return InvalidRequest(f'option "{key}" must be {wanted}', status=500)
 
 
 def are_plain(options: dict[str, Any]) -> bool:
@@ -171,7 +182,7 @@ def are_plain(options: dict[str, Any]) -> bool:
 
 
 def checked_options(options: dict[str, Any] | None) -> dict[str, Any] | None:
-    """Known options in the types that Ollama wants (it says 500, we 400), unknown ones as they are, nulls dropped."""
+    """Known options in the types that Ollama wants, unknown ones as they are, nulls dropped."""
     if options is None:
         return None
     return {key: _checked_option(key, value) for key, value in options.items() if value is not None}
@@ -195,4 +206,12 @@ def check_images(images: list[str] | None) -> None:
                 if pixels(image) > PIXELS_MAX:
                     raise InvalidRequest(f"an image has more than {PIXELS_MAX // 1_000_000} megapixels", status=413)
                 continue
-        raise InvalidRequest("illegal base64 data in images")
+        raise InvalidRequest(f"illegal base64 data at input byte {_odd_byte(image)}")
+
+
+def _odd_byte(image: str) -> int:
+    """About where Go's decoder stops in what is no base64: at the first byte that cannot stand there, else in front of
+    the group that is not whole.
+    """
+    odd = _NO_BASE64.search(image)
+    return odd.start() if odd is not None else len(image) - len(image) % 4

@@ -22,6 +22,8 @@ from bellmare.protocols.ollama_fields import (
 )
 from bellmare.protocols.unknown_fields import KeepingGate
 
+_NAME_CHARS_MAX = 200
+"""Of a name in an error's text."""
 EMBED_INPUTS_MAX = 10_000
 """Ollama has no limit and starts one runner call per input (ollama.md 3.2)."""
 
@@ -128,8 +130,19 @@ class ShowRequest(Part, frozen=True):
 
 InferenceRequest = GenerateRequest | ChatRequest | EmbedRequest | EmbeddingsRequest
 
-_R = TypeVar("_R", bound=Request)
-_G = TypeVar("_G", bound=_Generation)
+
+class FoundLater(InvalidRequest):
+    """What Ollama only looks at once it has the model, so that what it says about the model comes first."""
+
+    def __init__(self, error: InvalidRequest, request: InferenceRequest, *, able: bool = True) -> None:
+        """``able``: it has looked at what the model can do by then, too."""
+        super().__init__(error.message, status=error.status)
+        self.request = request
+        self.able = able
+
+
+_R = TypeVar("_R", GenerateRequest, ChatRequest, EmbedRequest, EmbeddingsRequest)
+_G = TypeVar("_G", GenerateRequest, ChatRequest)
 
 
 def known_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
@@ -137,28 +150,49 @@ def known_fields(kind: type[msgspec.Struct]) -> frozenset[str]:
     return frozenset(field.encode_name for field in msgspec.structs.fields(kind))
 
 
-def _checked(request: _R) -> _R:
-    """What all inference requests have in common, in its normal form. Absent fields cost nothing."""
+def _check_early(request: Request) -> None:
+    """What Ollama says before it looks for the model. Absent fields cost nothing."""
     if not request.model.strip():
+        if isinstance(request, GenerateRequest | EmbedRequest):
+            raise InvalidRequest(f"model '{request.model[:_NAME_CHARS_MAX]}' not found", status=404)
         raise InvalidRequest("model is required")
     if request.keep_alive is not None:
         keep_alive_seconds(request.keep_alive)
+
+
+def _checked(request: _R) -> _R:
+    """What all inference requests have in common, in its normal form."""
     options = request.options
     if options is None or are_plain(options):
         return request
     check_depth(options, "options")
-    return msgspec.structs.replace(request, options=checked_options(options))
+    try:
+        return msgspec.structs.replace(request, options=checked_options(options))
+    except InvalidRequest as error:
+        raise FoundLater(error, request) from None
 
 
-def _checked_generation(request: _G) -> _G:
+def _check_generation_early(request: _Generation) -> None:
     if request.think is not None:
         check_think(request.think)
     if request.top_logprobs is not None:
         check_top_logprobs(request.top_logprobs)
-    if request.format is not None:
-        check_depth(request.format, "format")
-        request = msgspec.structs.replace(request, format=checked_format(request.format))
-    return _checked(request)
+    _check_early(request)
+
+
+def _checked_generation(request: _G) -> _G:
+    if request.keep_alive is not None and is_unload(request):
+        return msgspec.structs.replace(request, options=None, format=None)  # nobody looks at them
+    request = _checked(request)
+    if request.format is None:
+        return request
+    check_depth(request.format, "format")
+    if is_load(request):
+        return msgspec.structs.replace(request, format=None)
+    try:
+        return msgspec.structs.replace(request, format=checked_format(request.format))
+    except InvalidRequest as error:
+        raise FoundLater(error, request) from None
 
 
 _parse_generate = KeepingGate(GenerateRequest, known_fields(GenerateRequest))
@@ -170,12 +204,14 @@ _parse_show = KeepingGate(ShowRequest, known_fields(ShowRequest))
 
 def parse_generate(body: bytes) -> GenerateRequest:
     """POST /api/generate. Raises :class:`InvalidRequest`, as all parsers do."""
-    request = _checked_generation(_parse_generate(body))
+    request = _parse_generate(body)
     if request.images:
         check_images(request.images)
-    if request.raw and (request.template or request.system or request.context):
-        raise InvalidRequest("raw mode does not support template, system, or context")
-    return request
+    _check_generation_early(request)
+    if request.raw and (request.template or request.system or request.context) and not is_unload(request):
+        error = InvalidRequest("raw mode does not support template, system, or context")
+        raise FoundLater(error, request, able=False)
+    return _checked_generation(request)
 
 
 def check_messages(messages: list[Message] | None) -> None:
@@ -198,16 +234,18 @@ def check_tools(tools: list[Tool] | None) -> None:
 
 def parse_chat(body: bytes) -> ChatRequest:
     """POST /api/chat."""
-    request = _checked_generation(_parse_chat(body))
+    request = _parse_chat(body)
     check_messages(request.messages)
     if request.tools:
         check_tools(request.tools)
-    return request
+    _check_generation_early(request)
+    return _checked_generation(request)
 
 
 def parse_embed(body: bytes) -> EmbedRequest:
     """POST /api/embed."""
     request = _parse_embed(body)
+    _check_early(request)
     given = request.input
     if isinstance(given, list):
         if len(given) > EMBED_INPUTS_MAX:
@@ -221,7 +259,9 @@ def parse_embed(body: bytes) -> EmbedRequest:
 
 def parse_embeddings(body: bytes) -> EmbeddingsRequest:
     """POST /api/embeddings, the deprecated single form."""
-    return _checked(_parse_embeddings(body))
+    request = _parse_embeddings(body)
+    _check_early(request)
+    return _checked(request)
 
 
 def parse_show(body: bytes) -> ShowRequest:

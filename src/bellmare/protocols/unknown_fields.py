@@ -113,7 +113,7 @@ class _Extras:
 
 
 def _split(kind: type[msgspec.Struct], value: Any, *, left: list[int]) -> tuple[Any, _Extras]:
-    """``value`` without what ``kind`` does not know, and that."""
+    """``value`` without what ``kind`` does not know, and that. ``null`` is absent, or an empty object, as to Go."""
     extras = _Extras()
     if not isinstance(value, dict):
         return value, extras  # of a wrong type: the conversion says so
@@ -131,9 +131,11 @@ def _split(kind: type[msgspec.Struct], value: Any, *, left: list[int]) -> tuple[
             if given is not None:  # null is absent to Go
                 extras.own[name] = given
             continue
+        if given is None:
+            continue
         known[name] = given
         nested = about.nested.get(name)
-        if nested is not None and given is not None:
+        if nested is not None:
             known[name] = _split_nested(name, nested, given, extras=extras, left=left)
     return known, extras
 
@@ -142,7 +144,7 @@ def _split_nested(name: str, nested: _Nested, given: Any, *, extras: _Extras, le
     listed = nested.listed and isinstance(given, list)
     stripped = []
     for place, item in enumerate(given if listed else [given]):
-        plain, inner = _split(nested.kind, item, left=left)
+        plain, inner = _split(nested.kind, {} if item is None else item, left=left)
         stripped.append(plain)
         if inner.own or inner.inner:
             extras.inner[name, place] = inner

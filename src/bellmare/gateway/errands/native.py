@@ -24,6 +24,12 @@ def _errand(native: ollama.InferenceRequest, path: str, kind: RequestKind, *, bo
     return errand_for(native, path, kind, body=body, dialect=_OLLAMA, translator=_native if streams else _plain)
 
 
+def errand_of(native: ollama.InferenceRequest) -> Errand:
+    """Of a request that is not to be run as it stands: what it is for."""
+    kind = _GENERATION if isinstance(native, ollama.GenerateRequest | ollama.ChatRequest) else RequestKind.embedding
+    return _errand(native, "", kind, body=b"")
+
+
 def generate(body: bytes) -> Errand:
     """POST /api/generate."""
     native = ollama.parse_generate(body)

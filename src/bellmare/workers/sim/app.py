@@ -7,7 +7,7 @@ import msgspec
 
 from bellmare.http.server import Exchange, Refusal, Request
 from bellmare.protocols.errors import Dialect, InvalidRequest, render_error
-from bellmare.protocols.names import canonical_name
+from bellmare.protocols.names import canonical_name, display_name, local_name
 from bellmare.twin.config import TwinModel
 from bellmare.twin.messages import CopyName, DeleteName
 from bellmare.workers.sim.driver import Driver
@@ -17,12 +17,14 @@ from bellmare.workers.sim.inference import Inference
 from bellmare.workers.sim.library import BLOBS_PATH, Library
 from bellmare.workers.sim.listing import Shelf
 from bellmare.workers.sim.render import JSON, JSON_V1, encode
-from bellmare.workers.sim.requests import Body
+from bellmare.workers.sim.requests import SHOW_FIELDS, Body
 from bellmare.workers.sim.transfer import Downloads
 from bellmare.workers.sim.world import World
 
 VERSION = "0.33.0"
 TEXT = ((b"content-type", b"text/plain; charset=utf-8"),)
+PLAIN = ((b"content-type", b"text/plain"),)
+"""Of gin's own refusals."""
 BODY_BYTES_MAX = 256 << 20
 """Stock has no limit (ollama.md 1.3); a simulated one need not take more than any test sends."""
 
@@ -94,11 +96,12 @@ class SimApplication:
                 return
         methods = self._routes.get(BLOBS_PATH if path.startswith(BLOBS_PATH) else path)
         if methods is None:
-            exchange.respond(404, TEXT, b"404 page not found")
+            exchange.respond(404, PLAIN, b"404 page not found")
             return
         handler = methods.get(exchange.request.method)
         if handler is None:
-            exchange.respond(405, TEXT, b"405 method not allowed")
+            allow = (b"allow", ", ".join(methods).encode())
+            exchange.respond(405, (*PLAIN, allow), b"405 method not allowed")
             return
         try:
             handler(exchange)
@@ -129,7 +132,8 @@ class SimApplication:
 
     def _show(self, exchange: Exchange) -> None:
         body = Body(exchange.request.body)
-        model = self._find(body.asked_name)
+        body.check_types(SHOW_FIELDS)
+        model = self._find(body.asked_name, shown=True)
         verbose = body.flag("verbose", default=False) is True
         exchange.respond(200, JSON, encode(self._shelf.show(model, verbose=verbose)))
 
@@ -175,10 +179,12 @@ class SimApplication:
             "counters": msgspec.to_builtins(twin.counters),
         }
 
-    def _find(self, asked: str) -> TwinModel:
-        model = self._driver.twin.model(canonical_name(asked))
+    def _find(self, asked: str, *, shown: bool = False) -> TwinModel:
+        """``shown``: show says which tag it looked for."""
+        name = local_name(asked)
+        model = self._driver.twin.model(canonical_name(name))
         if model is None:
-            raise InvalidRequest(f"model '{asked}' not found", status=404)
+            raise InvalidRequest(f"model '{display_name(name) if shown else asked}' not found", status=404)
         return model
 
 

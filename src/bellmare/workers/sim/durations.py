@@ -8,6 +8,7 @@ from bellmare.twin.config import FOREVER_US
 
 _UNITS_US = {"ns": 0.001, "us": 1.0, "µs": 1.0, "μs": 1.0, "ms": 1e3, "s": 1e6, "m": 60e6, "h": 3600e6}
 _PART = re.compile(r"(\d+\.?\d*|\.\d+)([^\d.]*)")
+_INT64_US = (1 << 63) / 1000
 _GO_TYPES = {bool: "bool", list: "[]interface {}", dict: "map[string]interface {}"}
 
 
@@ -42,6 +43,6 @@ def _go_duration_us(text: str) -> float:
             raise InvalidRequest(f'time: unknown unit "{unit}" in duration "{text}"')
         total += float(number) * _UNITS_US[unit]
         position = part.end()
-    if not body:
+    if not body or total >= _INT64_US:
         raise InvalidRequest(f'time: invalid duration "{text}"')
     return sign * total

@@ -5,7 +5,7 @@ from typing import Any
 
 from bellmare.http.server import Exchange
 from bellmare.protocols.errors import InvalidRequest
-from bellmare.protocols.ollama_fields import check_think, checked_format
+from bellmare.protocols.ollama_fields import checked_format
 from bellmare.twin.config import TwinModel
 from bellmare.twin.messages import Finished, Generate, LoadOnly, RunnerOptions, Unload, UnloadReplied
 from bellmare.workers.sim.answers import GenerationAnswer, ShortAnswer
@@ -14,7 +14,17 @@ from bellmare.workers.sim.faults import Faults
 from bellmare.workers.sim.probabilities import Probabilities
 from bellmare.workers.sim.prompting import generate_messages, rendered_chat
 from bellmare.workers.sim.render import NativeVoice, OpenAIVoice
-from bellmare.workers.sim.requests import Body, counted, messages_text, prompt_tokens, runner_options
+from bellmare.workers.sim.requests import (
+    CHAT_FIELDS,
+    EMBED_FIELDS,
+    EMBEDDINGS_FIELDS,
+    GENERATE_FIELDS,
+    Body,
+    counted,
+    messages_text,
+    prompt_tokens,
+    runner_options,
+)
 from bellmare.workers.sim.speech import Asked, Speech, speech
 from bellmare.workers.sim.text import count_tokens, embedding, normalised, seed_of
 from bellmare.workers.sim.vocabulary import Vocabulary, vocabulary
@@ -36,12 +46,14 @@ class Inference:
     def generate(self, exchange: Exchange) -> None:
         """POST /api/generate."""
         body = Body(exchange.request.body)
+        body.check_types(GENERATE_FIELDS)
         text = body.text("prompt")
         self._native(exchange, body, text=text, tokens=prompt_tokens(body), chat=False)
 
     def chat(self, exchange: Exchange) -> None:
         """POST /api/chat."""
         body = Body(exchange.request.body)
+        body.check_types(CHAT_FIELDS)
         text, tokens = messages_text(body.rows("messages"))
         self._native(exchange, body, text=text, tokens=tokens, chat=True)
 
@@ -74,6 +86,9 @@ class Inference:
     def embed(self, exchange: Exchange) -> None:
         """POST /api/embed. Inputs run as one call of their summed length."""
         body = Body(exchange.request.body)
+        body.check_types(EMBED_FIELDS)
+        if not body.asked_name.strip():
+            raise InvalidRequest(f"model '{body.asked_name}' not found", status=404)
         given = body.get("input")
         texts = [given] if isinstance(given, str) else ([] if given is None else given)
         if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
@@ -100,6 +115,7 @@ class Inference:
     def embeddings(self, exchange: Exchange) -> None:
         """POST /api/embeddings, the deprecated single form."""
         body = Body(exchange.request.body)
+        body.check_types(EMBEDDINGS_FIELDS)
         text = body.text("prompt")
         model = self._model(body, embed=True)
 
@@ -134,6 +150,8 @@ class Inference:
     def _native(self, exchange: Exchange, body: Body, *, text: str, tokens: int, chat: bool) -> None:
         """What generate and chat have in common."""
         _check_top_logprobs(body)
+        if not chat and not body.asked_name.strip():
+            raise InvalidRequest(f"model '{body.asked_name}' not found", status=404)
         model = self._model(body)
         keep_alive_us = body.keep_alive_us
         empty = not body.rows("messages") if chat else not text
@@ -151,6 +169,7 @@ class Inference:
         if empty:
             self._short(exchange, body, chat=chat, ask=load)
             return
+        checked_format(body.get("format"))
         if "vision" not in model.capabilities and _image_count(body):
             raise InvalidRequest(NO_VISION)
         if body.flag("_debug_render_only", default=False):
@@ -252,23 +271,19 @@ def _loader(
 def _check(model: TwinModel, body: Body, *, verb: str) -> None:
     """Capabilities and values (ollama.md 1.4, 1.6)."""
     asked, full_name = body.asked_name, f"registry.ollama.ai/library/{model.name}"
-    if "completion" not in model.capabilities:
-        raise InvalidRequest(f'"{asked}" does not support {verb}')
-    check_think(body.get("think"))
     if body.get("think") and "thinking" not in model.capabilities:
         raise InvalidRequest(f'"{asked}" does not support thinking')
+    if "completion" not in model.capabilities:
+        raise InvalidRequest(f'"{asked}" does not support {verb}')
     if body.rows("tools") and "tools" not in model.capabilities:
         raise InvalidRequest(f"{full_name} does not support tools")
     if body.text("suffix") and "insert" not in model.capabilities:
         raise InvalidRequest(f"{full_name} does not support insert")
-    checked_format(body.get("format"))
 
 
 def _check_top_logprobs(body: Body) -> None:
     """Before anything else, the name included."""
     top = body.get("top_logprobs")
-    if top is not None and (isinstance(top, bool) or not isinstance(top, int)):
-        raise InvalidRequest("json: cannot unmarshal into Go struct field .top_logprobs of type int")
     if top is not None and not 0 <= top <= TOP_LOGPROBS_MAX:
         raise InvalidRequest(f"top_logprobs must be between 0 and {TOP_LOGPROBS_MAX}")
 

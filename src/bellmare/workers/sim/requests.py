@@ -2,18 +2,62 @@
 (reliability.md F6).
 """
 
+import base64
+import re
 from typing import Any
 
 import msgspec
 
 from bellmare.protocols.errors import InvalidRequest
-from bellmare.protocols.names import canonical_name
+from bellmare.protocols.names import canonical_name, local_name
+from bellmare.protocols.ollama_fields import check_think
 from bellmare.twin.messages import RunnerOptions
 from bellmare.workers.sim.durations import keep_alive_us
 from bellmare.workers.sim.text import count_tokens
 from bellmare.workers.sim.vocabulary import COUNTED_CHARS_MAX, Vocabulary
 
-_INTEGERS = ("num_ctx", "num_batch", "num_gpu", "main_gpu", "num_thread", "draft_num_predict", "num_predict", "seed")
+_INTEGERS = (
+    "num_ctx",
+    "num_batch",
+    "num_gpu",
+    "main_gpu",
+    "num_thread",
+    "draft_num_predict",
+    "num_keep",
+    "num_predict",
+    "seed",
+    "top_k",
+    "repeat_last_n",
+)
+_FLOATS = (
+    "top_p",
+    "min_p",
+    "typical_p",
+    "temperature",
+    "repeat_penalty",
+    "presence_penalty",
+    "frequency_penalty",
+)
+_STRINGS = ("model", "name", "prompt", "suffix", "system", "template")
+_LISTS = ("messages", "tools", "images", "context")
+_EMBEDDING = frozenset({"model", "keep_alive", "options"})
+_GENERATION = _EMBEDDING | {
+    "stream",
+    "format",
+    "think",
+    "truncate",
+    "shift",
+    "logprobs",
+    "top_logprobs",
+    "_debug_render_only",
+}
+CHAT_FIELDS = _GENERATION | {"messages", "tools"}
+GENERATE_FIELDS = _GENERATION | {"prompt", "suffix", "system", "template", "context", "raw", "images"}
+EMBED_FIELDS = _EMBEDDING | {"input", "truncate", "dimensions"}
+EMBEDDINGS_FIELDS = _EMBEDDING | {"prompt"}
+SHOW_FIELDS = frozenset({"model", "name", "system", "template", "verbose", "options"})
+_FLAGS = ("stream", "raw", "truncate", "shift", "logprobs", "_debug_render_only", "verbose")
+_INT64 = 1 << 63
 _IMAGE_TOKENS = 768
 _MESSAGE_TOKENS = 4
 """Template around each message."""
@@ -27,7 +71,7 @@ class Body:
             raise InvalidRequest("missing request body")
         try:
             found = msgspec.json.decode(raw)
-        except msgspec.DecodeError as error:
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise InvalidRequest(str(error)) from None
         if not isinstance(found, dict):
             raise InvalidRequest("json: cannot unmarshal into Go value")
@@ -68,7 +112,35 @@ class Body:
     @property
     def name(self) -> str:
         """The model's canonical name."""
-        return canonical_name(self.asked_name)
+        return canonical_name(local_name(self.asked_name))
+
+    def check_types(self, known: frozenset[str]) -> None:
+        """What Go's decoder says before anything else is looked at; it ignores all but the ``known`` fields."""
+        self._fields = {key: value for key, value in self._fields.items() if key in known}
+        for key in _STRINGS:
+            self.text(key)
+        for key in _LISTS:
+            self.rows(key)
+        for key in _FLAGS:
+            self.flag(key, default=None)
+        for key in ("top_logprobs", "dimensions"):
+            value = self._fields.get(key)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int)):
+                raise InvalidRequest(f"json: cannot unmarshal into Go struct field .{key} of type int")
+        options = self._fields.get("options")
+        if options is not None and not isinstance(options, dict):
+            raise InvalidRequest("json: cannot unmarshal into Go struct field .options of type map[string]interface {}")
+        if any(isinstance(token, bool) or not isinstance(token, int) for token in self.rows("context")):
+            raise InvalidRequest("json: cannot unmarshal into Go struct field .context of type int")
+        check_think(self._fields.get("think"))
+        _ = self.keep_alive_us
+        messages = [_message(row) for row in self.rows("messages")]
+        self._fields["messages"] = messages
+        for image in [*self.rows("images"), *(image for row in messages for image in row.get("images") or ())]:
+            _check_base64(image)
+        for tool in self.rows("tools"):
+            if tool is not None and not isinstance(tool, dict):
+                raise InvalidRequest("json: cannot unmarshal into Go struct field .tools of type api.Tool")
 
     @property
     def keep_alive_us(self) -> int | None:
@@ -85,11 +157,61 @@ class Body:
             return {}
         if not isinstance(found, dict):
             raise InvalidRequest("json: cannot unmarshal into Go struct field .options of type map[string]interface {}")
-        for key in _INTEGERS:
-            value = found.get(key)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int | float)):
-                raise InvalidRequest(f'option "{key}" must be of type integer', status=500)
-        return {key: int(value) if key in _INTEGERS and value is not None else value for key, value in found.items()}
+        for key, value in found.items():
+            if value is not None:
+                _check_option(key, value)
+        return {
+            key: _go_int(value) if key in _INTEGERS and value is not None else value for key, value in found.items()
+        }
+
+
+def _check_option(key: str, value: Any) -> None:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    wanted = ""
+    if key in _INTEGERS and not number:
+        wanted = "of type integer"
+    elif key in _FLOATS and not number:
+        wanted = "of type float32"
+    elif key == "use_mmap" and not isinstance(value, bool):
+        wanted = "of type boolean"
+    elif key == "stop" and not isinstance(value, list):
+        wanted = "of type array"
+    elif key == "stop" and not all(isinstance(item, str) for item in value):
+        wanted = "of an array of strings"
+    if wanted:
+        raise InvalidRequest(f'option "{key}" must be {wanted}', status=500)
+
+
+def _go_int(value: float) -> int:
+    """A float as an int64, as x86 makes it of one that is out of range."""
+    return int(value) if -_INT64 <= value < _INT64 else -_INT64
+
+
+def _message(row: Any) -> dict[str, Any]:
+    if row is None:
+        return {}
+    if not isinstance(row, dict):
+        raise InvalidRequest("json: cannot unmarshal into Go struct field .messages of type api.Message")
+    for call in row.get("tool_calls") or ():
+        arguments = ((call or {}).get("function") or {}).get("arguments")
+        if arguments is not None and not isinstance(arguments, dict):
+            raise InvalidRequest(
+                "json: cannot unmarshal into Go struct field .arguments of type map[string]interface {}"
+            )
+    return row
+
+
+def _check_base64(image: Any) -> None:
+    if image is None:
+        return
+    if not isinstance(image, str):
+        raise InvalidRequest("json: cannot unmarshal into Go struct field .images of type []uint8")
+    try:
+        base64.b64decode(image, validate=True)
+    except ValueError:
+        odd = re.search(r"[^A-Za-z0-9+/=]", image)
+        at = odd.start() if odd is not None else len(image) - len(image) % 4
+        raise InvalidRequest(f"illegal base64 data at input byte {at}") from None
 
 
 def runner_options(options: dict[str, Any]) -> RunnerOptions:
