@@ -209,5 +209,5 @@ async def test_a_client_that_leaves_gives_its_pull_up(fleet):
     talk = await open_talk(running.port, "POST", "/api/pull", {"model": name})
     assert await talk.head() == 200
     talk.leave()
-    await until(lambda: running.service.gateway.changes._under_way == 0, "the pull is given up")
+    await until(lambda: running.service.gateway.changes.under_way == 0, "the pull is given up")
     await asyncio.sleep(0.1)

@@ -107,3 +107,37 @@ async def test_rights_that_are_taken_away_during_an_upload_leave_nothing(sim, ga
     assert await talk.head() == 403
     await talk.close()
     await until(lambda: uploads(running) == 0, "its place is free")
+
+
+async def test_a_pull_under_way_when_the_gateway_goes_down_ends_with_an_error(sim, gateway):
+    worker = await sim()
+    silent = Mute(worker.port, b"POST /api/pull")
+    await silent.open()
+    running = await gateway(silent.port, manage=MANAGERS)
+    talks = [
+        await open_talk(running.port, "POST", "/api/pull", {"model": "some", "stream": stream})
+        for stream in (True, False)
+    ]
+    await until(lambda: silent.muted == len(talks), "both are under way")
+    await running.close()
+    for talk in talks:
+        assert await talk.head() == 503
+        assert b"shutting down" in await talk.rest()
+        assert talk.complete
+    assert running.service.gateway.changes.under_way == 0
+    assert len(running.lines("change")) == len(talks)
+    await silent.close()
+
+
+async def test_every_change_is_in_the_log(sim, gateway):
+    worker = await sim()
+    running = await gateway(worker.port, manage=MANAGERS)
+    assert (await running.post("/api/copy", {"source": "a:1", "destination": "mine"})).status == 200
+    assert (await running.ask("DELETE", "/api/delete", {"model": "mine"})).status == 200
+    assert (await running.post("/api/copy", {"source": "", "destination": "x"})).status == 400
+    await running.close()
+    told = [(row["path"], row["model"], row["client"], row["answered"]) for row in running.lines("change")]
+    assert told == [
+        ("/api/copy", "mine:latest", "127.0.0.1", True),
+        ("/api/delete", "mine:latest", "127.0.0.1", True),
+    ]

@@ -79,7 +79,7 @@ class Gateway:
         self.hinting = Hinting(driver, self.tenants, accounts, naming=self.naming)
         self.catalogue = Catalogue(self.shelf, self.naming, self.hinting)
         self.managers = Managers(options.managers)
-        self.changes = Changes(self.shelf)
+        self.changes = Changes(self.shelf, refused=accounts.refused_early, log=accounts.changed)
         self.blobs = Blobs(self.shelf)
         self._born = f"{driver.clock.wall_us():x}"
         self._count = 0
@@ -184,7 +184,7 @@ class Gateway:
         if origin is not None:
             ticket.cors = lines_for(origin)
         if route.manages:
-            if not self.managers.may(request.peer):
+            if not self.managers.may(request.peer) or not (origin is None or self.guard.names(origin)):
                 self.accounts.refused_early(403)
                 return replies.http_refusal(403, REFUSED, request.path)
             if route is self._blob_route and request.method == "POST":
@@ -200,6 +200,11 @@ class Gateway:
         ticket: Ticket = exchange.request.ticket
         if ticket.cors:
             exchange.extra = ticket.cors
+            if not self.guard.lets_pass(exchange.request):  # as below: no on_head for the same head again
+                exchange.extra = b""
+                self.accounts.refused_early(403)
+                exchange.respond(403, (), b"")
+                return
         if ticket.route.manages and not self.managers.may(exchange.request.peer):  # the settings may have changed
             if ticket.spool is not None:
                 ticket.spool.close()
@@ -450,6 +455,7 @@ class Gateway:
         self.cloud.shut(SHUTTING_DOWN)
         for conversation in list(self._open.values()):
             conversation.shut()
+        self.changes.shut(SHUTTING_DOWN)
 
     def close(self) -> None:
         """Nobody is served any more."""

@@ -45,7 +45,15 @@ class Guard:
 
     def _own_origin(self, origin: bytes, host: bytes) -> bool:
         """An allowed origin, or the page's own server: ours."""
-        if _ORIGINS.fullmatch(origin) is not None or origin.partition(b"://")[2] == host != b"":
+        return origin.partition(b"://")[2] == host != b"" or self.names(origin)
+
+    def names(self, origin: bytes) -> bool:
+        """Whether the origin is one of Ollama's own or was named by the operator.
+
+        That a page's origin equals Host says nothing: we serve no pages, and a page whose name was bound to our
+        address a moment ago (DNS rebinding) says so, too.
+        """
+        if _ORIGINS.fullmatch(origin) is not None:
             return True
         if not self._origins or _BLANK.search(origin) is not None:
             return False
