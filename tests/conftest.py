@@ -6,6 +6,7 @@ import asyncio
 import os
 import stat
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -62,3 +63,19 @@ async def leak_gate() -> AsyncIterator[list[dict[str, Any]]]:
     assert open_sockets() <= sockets  # fewer is no leak: an earlier test's may have closed meanwhile
     assert open_descriptors() <= descriptors, described()
     assert errors == []
+
+
+@pytest.fixture(scope="session")
+def smollm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """SmolLM2-135M: the user's own copy, else fetched once into pytest's cache (without one: for this run)."""
+    from bellmare.workers.embedded.fetch import FetchError, default_models_dir, fetch_model, is_present
+
+    if is_present(default_models_dir()):
+        return default_models_dir()
+    cache = getattr(request.config, "cache", None)
+    folder = Path(cache.mkdir("models")) if cache is not None else tmp_path_factory.mktemp("models")
+    try:
+        fetch_model(folder, timeout_s=100)
+    except FetchError as error:
+        pytest.skip(f"SmolLM2 is neither present nor can it be fetched: {error}")
+    return folder

@@ -24,19 +24,3 @@ def pytest_asyncio_loop_factories() -> dict[str, Callable[[], asyncio.AbstractEv
 @pytest.fixture(autouse=True)
 async def _gate(leak_gate: list[dict[str, Any]]) -> AsyncIterator[None]:
     yield
-
-
-@pytest.fixture(scope="session")
-def smollm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M: the user's own copy, else fetched once into pytest's cache (without one: for this session)."""
-    from bellmare.workers.embedded.fetch import FetchError, default_models_dir, fetch_model, is_present
-
-    if is_present(default_models_dir()):
-        return default_models_dir()
-    cache = getattr(request.config, "cache", None)
-    folder = Path(cache.mkdir("models")) if cache is not None else tmp_path_factory.mktemp("models")
-    try:
-        fetch_model(folder, timeout_s=100)
-    except FetchError as error:
-        pytest.skip(f"SmolLM2 is neither present nor can it be fetched: {error}")
-    return folder

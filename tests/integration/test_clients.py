@@ -36,22 +36,6 @@ class Served(NamedTuple):
         return f"http://127.0.0.1:{self.gateway.port}"
 
 
-@pytest.fixture(scope="session")
-def smollm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """SmolLM2-135M: the user's own copy, else fetched once into pytest's cache (without one: for this session)."""
-    from bellmare.workers.embedded.fetch import FetchError, default_models_dir, fetch_model, is_present
-
-    if is_present(default_models_dir()):
-        return default_models_dir()
-    cache = getattr(request.config, "cache", None)
-    folder = Path(cache.mkdir("models")) if cache is not None else tmp_path_factory.mktemp("models")
-    try:
-        fetch_model(folder, timeout_s=100)
-    except FetchError as error:
-        pytest.skip(f"SmolLM2 is neither present nor can it be fetched: {error}")
-    return folder
-
-
 @pytest.fixture(params=["sim", pytest.param("engine", marks=[pytest.mark.engine, pytest.mark.slow])])
 async def served(request: pytest.FixtureRequest, _gate: None) -> AsyncIterator[Served]:
     if request.param == "sim":

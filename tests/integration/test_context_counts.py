@@ -81,22 +81,6 @@ CHATS = {
 }
 
 
-@pytest.fixture(scope="session")
-def smollm_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The user's own copy, else fetched once into pytest's cache (without one: for this session)."""
-    from bellmare.workers.embedded.fetch import FetchError, default_models_dir, fetch_model, is_present
-
-    if is_present(default_models_dir()):
-        return default_models_dir()
-    cache = getattr(request.config, "cache", None)
-    folder = Path(cache.mkdir("models")) if cache is not None else tmp_path_factory.mktemp("models")
-    try:
-        fetch_model(folder, timeout_s=100)
-    except FetchError as error:
-        pytest.skip(f"SmolLM2 is neither present nor can it be fetched: {error}")
-    return folder
-
-
 @pytest.fixture
 async def running(_gate: None, smollm_folder: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Gateway]:
     if importlib.util.find_spec("xllamacpp") is None:

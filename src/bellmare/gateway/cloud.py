@@ -11,6 +11,7 @@ from bellmare.gateway import replies
 from bellmare.gateway.conversation import GatewayTimeouts
 from bellmare.gateway.errands.errand import Errand, Stamp
 from bellmare.gateway.faults import BROKEN_TEXT, FAILED_TEXT, STATUS_LEFT, public_text
+from bellmare.gateway.leaving import Paced
 from bellmare.gateway.shelf import Shelf
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
@@ -75,7 +76,7 @@ class Cloud:
             talk.shut(text)
 
 
-class CloudTalk:
+class CloudTalk(Paced):
     """Receiver of the worker's answer, ExchangeListener of the client; ends once, in ``_end``."""
 
     def __init__(self, exchange: Exchange, errand: Errand, public_id: str, *, arrived_us: int) -> None:
@@ -122,7 +123,7 @@ class CloudTalk:
                     self.exchange.start(200, self._headers())
                 self.exchange.write(ready)
         except (LineTooLong, BadAnswer, ValueError):
-            self._drop_call()
+            self.drop_call()
             self._broken(FAILED_TEXT)
 
     def on_end(self) -> None:
@@ -156,16 +157,8 @@ class CloudTalk:
         if self.ended:
             return
         self.status = STATUS_LEFT
-        self._drop_call()
+        self.drop_call()
         self._end()
-
-    def on_pause(self) -> None:
-        if self._call is not None:
-            self._call.pause()
-
-    def on_resume(self) -> None:
-        if self._call is not None:
-            self._call.resume()
 
     # ------------------------------------------------------------------ ways to end
 
@@ -179,7 +172,7 @@ class CloudTalk:
 
     def shut(self, text: str) -> None:
         """The gateway goes down and cannot wait for it."""
-        self._drop_call()
+        self.drop_call()
         self._broken(text, status=503)
 
     def _broken(self, text: str, *, status: int = 502) -> None:
@@ -196,11 +189,6 @@ class CloudTalk:
         self.status = self.status or 200
         self.exchange.listener = None
         self.on_end_of_it(self)
-
-    def _drop_call(self) -> None:
-        if self._call is not None:
-            self._call.abort()
-            self._call = None
 
     def _headers(self) -> HeaderLines:
         lines = header_lines([(b"x-bellmare-worker", self.worker.encode()), (b"x-request-id", self.public_id.encode())])

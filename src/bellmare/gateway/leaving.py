@@ -1,6 +1,8 @@
-"""Requests that a task answers: what becomes of it when the client leaves."""
+"""What listeners of a client have in common: a task that is given up with it, a worker that is held back for it."""
 
 import asyncio
+
+from bellmare.http.call import Call
 
 
 class Leaver:
@@ -19,3 +21,25 @@ class Leaver:
 
     def on_resume(self) -> None:
         """Nothing was."""
+
+
+class Paced:
+    """The part of an ExchangeListener that keeps a worker to the pace of its client."""
+
+    __slots__ = ("_call",)
+
+    _call: Call | None
+
+    def on_pause(self) -> None:
+        if self._call is not None:
+            self._call.pause()
+
+    def on_resume(self) -> None:
+        if self._call is not None:
+            self._call.resume()
+
+    def drop_call(self) -> None:
+        """Ask the worker no more."""
+        if self._call is not None:
+            self._call.abort()
+            self._call = None

@@ -5,6 +5,7 @@ It decides nothing and reads nothing but heads; the other process queues, answer
 
 from bellmare.core.units import SECOND_US
 from bellmare.gateway import replies
+from bellmare.gateway.leaving import Paced
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
@@ -31,10 +32,10 @@ class Relay:
         _Passed(self.upstream, exchange, self._timeout_s)
 
 
-class _Passed:
+class _Passed(Paced):
     """Receiver of the successor's answer, ExchangeListener of the client."""
 
-    __slots__ = ("_call", "_exchange")
+    __slots__ = ("_exchange",)
 
     def __init__(self, upstream: Upstream, exchange: Exchange, timeout_s: float) -> None:
         request = exchange.request
@@ -74,14 +75,4 @@ class _Passed:
         exchange.respond(503, [*headers, *replies.retry_headers(SECOND_US)], body)
 
     def on_disconnect(self) -> None:
-        if self._call is not None:
-            self._call.abort()
-            self._call = None
-
-    def on_pause(self) -> None:
-        if self._call is not None:
-            self._call.pause()
-
-    def on_resume(self) -> None:
-        if self._call is not None:
-            self._call.resume()
+        self.drop_call()
