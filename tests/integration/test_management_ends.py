@@ -8,7 +8,9 @@ import threading
 from typing import Any
 
 import pytest
-from rig import Gateway, open_talk, until
+from rig import Gateway, ask, begin, open_talk, until
+
+from bellmare.protocols.names import KEPT_PREFIX
 
 MANAGERS = ["127.0.0.1"]
 DATA = b"GGUF" + bytes(1000)
@@ -141,3 +143,29 @@ async def test_every_change_is_in_the_log(sim, gateway):
         ("/api/copy", "mine:latest", "127.0.0.1", True),
         ("/api/delete", "mine:latest", "127.0.0.1", True),
     ]
+
+
+async def test_changes_of_one_name_at_once_among_requests_leave_the_books_right(sim, gateway):
+    workers = [await sim(), await sim()]
+    running = await gateway(*(worker.port for worker in workers), manage=MANAGERS)
+    assert (await running.chat("a:1")).status == 200
+    registry = workers[0].server.library._downloads.registry
+    new = "c:1"
+    assert new in registry
+    assert (await running.ask("DELETE", "/api/delete", {"model": new})).status == 200
+    chats = [begin(running.chat("a:1", options={"num_predict": 50})) for _ in range(12)]
+    changes = [begin(running.post("/api/pull", {"model": new, "stream": False})) for _ in range(2)]
+    changes += [begin(running.post("/api/copy", {"source": "b:1", "destination": "a:1"})) for _ in range(2)]
+    changes.append(begin(running.ask("DELETE", "/api/delete", {"model": "a:1"})))
+    statuses = [(await one).status for one in changes]
+    assert statuses[:2] == [200, 200]
+    assert set(statuses[2:]) <= {200, 404}
+    answers = [await one for one in chats]
+    assert {one.status for one in answers} <= {200, 404, 502, 503}, [one.body for one in answers]
+    assert (await running.chat(new)).status == 200
+    await until(lambda: not len(running.service.gateway.changes.keeper), "old versions are gone")
+    await running.settled()
+    assert running.driver.engine.check() == []
+    for worker in workers:
+        listed = (await ask(worker.port, "GET", "/api/tags")).json["models"]
+        assert not [model["name"] for model in listed if model["name"].startswith(KEPT_PREFIX)]
