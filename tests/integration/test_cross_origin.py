@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import pytest
 
 PAGE = "http://localhost:3000"
@@ -55,3 +57,38 @@ async def test_a_star_lets_all_in_as_at_ollama(sim, gateway):
     running = await gateway((await sim()).port, origins=["*"])
     reply = await running.ask("GET", "/api/version", None, origin="https://anybody.example")
     assert (reply.status, reply.headers["access-control-allow-origin"]) == (200, "https://anybody.example")
+
+
+async def test_an_origin_that_is_taken_away_is_out_at_once_also_on_a_connection_that_is_open(sim, gateway):
+    running = await gateway((await sim()).port, origins=["https://chat.example.com"])
+    body = b'{"model":"a:1","messages":[{"role":"user","content":"x"}],"stream":false}'
+    reader, writer = await asyncio.open_connection("127.0.0.1", running.port)
+
+    async def again() -> bytes:
+        writer.write(
+            b"POST /api/chat HTTP/1.1\r\nhost: localhost\r\norigin: https://chat.example.com\r\n"
+            b"content-length: %d\r\n\r\n%b" % (len(body), body)
+        )
+        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 10)
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        await reader.readexactly(length)
+        return head
+
+    assert b" 200 " in await again()
+    assert b" 200 " in await again()
+    running.service.gateway.guard.allow(())
+    head = await again()
+    assert b" 403 " in head
+    assert b"allow-origin" not in head.lower()
+    writer.close()
+
+
+async def test_a_page_that_says_it_is_ours_may_not_change_models(sim, gateway):
+    running = await gateway((await sim()).port, manage=["127.0.0.1"])
+    running.service.gateway.guard._loopback = False  # as on a listener for all
+    own = {"host": "rebound.example:80", "origin": "http://rebound.example:80"}
+    chat = {"model": "a:1", "messages": [{"role": "user", "content": "x"}], "stream": False}
+    assert (await running.post("/api/chat", chat, **own)).status == 200, "as at Ollama"
+    assert (await running.ask("DELETE", "/api/delete", {"model": "a:1"}, **own)).status == 403
+    page = {"host": "rebound.example:80", "origin": PAGE}
+    assert (await running.post("/api/copy", {"source": "a:1", "destination": "m"}, **page)).status == 200

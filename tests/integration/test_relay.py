@@ -81,3 +81,25 @@ async def test_another_one_that_is_gone_is_told_in_words_or_shown_by_a_cut(sim, 
         answer = await old.post(path, {"model": "a:1", "messages": []})
         assert (answer.status, answer.headers["retry-after"]) == (503, "1")
         assert isinstance(answer.json["error"], kind)
+
+
+async def test_a_large_one_that_waits_has_no_body_any_more_and_is_to_come_again(sim, gateway):
+    worker = await sim(parallel=1)
+    old, new = await gateway(worker.port), await gateway(worker.port)
+    await old.chat()
+    old.driver.feed(StandbyChanged(standby=True))
+    asked = {"model": "b:1", "prompt": "x " * 200_000, "raw": True}
+    waiting = await open_talk(old.port, "POST", "/api/generate", asked)
+    await until(lambda: old.state.waiting == 1)
+    relay = Relay(Upstream("127.0.0.1", new.port), timeout_s=TIMEOUT_S)
+    old.service.gateway.give_away(relay)
+    assert await waiting.head() == 503
+    assert waiting.headers["retry-after"] == "1"
+    assert b"restarted" in await waiting.rest()
+    await waiting.close()
+    assert relay.passed == 0
+    assert old.driver.requests == 0
+    again = await old.post("/api/generate", asked | {"stream": False})
+    assert again.status == 200
+    await old.close()
+    assert [(row["model"], row["status"]) for row in old.lines("request")] == [("a:1", 200), ("b:1", 503)]

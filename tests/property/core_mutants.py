@@ -56,6 +56,7 @@ FIRST_SEEDS = {
     "an old sight brings another context back": 20,
     "a runner is of the canonical context, whatever it shows": 24,
     "a loss of many streams counts as many failures": 135,
+    "the room of another context is not counted": 50,
 }
 
 
@@ -548,6 +549,21 @@ MUTANTS: tuple[Mutant, ...] = (
         "a pinned model is no victim", "only residents are drained", "an idle victim is waited for by nobody",
         "a busy victim only after patience", "a young victim only after patience", "a young busy runner is no victim",
         "the core does not crash",
+    ),
+    _mutant(
+        "what a client gives back leaves although others use it",
+        ("operator", "if not event.alone or fleet.state.standby or one.waiting", "if fleet.state.standby or one.waiting"),
+        "what is given back leaves at once", "unloads that were asked for were asked for",
+    ),
+    _mutant(
+        "a pinned model is given back",
+        ("operator", "or one.waiting or fleet.model_config(one).pinned:", "or one.waiting:"),
+        "a pinned model is no victim",
+    ),
+    _mutant(
+        "who is served is sent away by who gives back",
+        ("operator", "if runner.residency is Residency.resident and not runner.used:\n                ask_to_leave(fleet, worker, runner, cause=UnloadCause.released)", "if runner.residency is Residency.resident:\n                ask_to_leave(fleet, worker, runner, cause=UnloadCause.released)"),
+        "a busy runner does not leave unasked",
     ),
     _mutant(
         "another context leaves and takes others along",

@@ -106,6 +106,8 @@ class UnloadCause(StrEnum):
     replica = "replica"
     """One copy more than the load needs."""
     operator = "operator"
+    released = "released"
+    """The only client that used it lately has said that it needs it no more, and nobody waits for it."""
     over_budget = "over_budget"
     """Measured memory passed the ledger's limit."""
     shape = "shape"

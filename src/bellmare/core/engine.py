@@ -425,10 +425,7 @@ class Engine:
             breaker.failed(self.fleet, worker, fault)
 
     def _model_released(self, event: ModelReleased) -> None:
-        model = self.fleet.resolve(event.name)
-        if model is not None:
-            for one in self.fleet.meant(model):
-                one.released_us = self.fleet.now_us
+        operator.released(self.fleet, event)
 
     # ------------------------------------------------------------------ what operators set
 

@@ -223,9 +223,14 @@ class UnloadRequested(Event, frozen=True, tag=True):
 
 
 class ModelReleased(Event, frozen=True, tag=True):
-    """A client said that it needs a model no more (keep_alive 0): the first victim, but not unloaded for it."""
+    """A client said that it needs a model no more (keep_alive 0): the first victim.
+
+    It leaves at once if nobody else is to be expected and nobody is at it; for others it stays.
+    """
 
     name: str
+    alone: bool = False
+    """No other client has asked for it lately."""
 
 
 class HintSource(StrEnum):

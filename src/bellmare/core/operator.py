@@ -1,7 +1,7 @@
-"""What operators ask for by hand: a model in, a model out. Answered at once; carried out like any other decision."""
+"""What operators ask for by hand, and what clients give back: carried out like any other decision."""
 
 from bellmare.core.decisions import Answer, LoadCause, UnloadCause
-from bellmare.core.events import LoadRequested, UnloadRequested
+from bellmare.core.events import LoadRequested, ModelReleased, UnloadRequested
 from bellmare.core.eviction.policy import EvictionPolicy
 from bellmare.core.fleet import Fleet
 from bellmare.core.placement import Plan, choose, plan_on
@@ -92,6 +92,20 @@ def unload_requested(fleet: Fleet, event: UnloadRequested) -> None:
             leaving.append(worker.worker)
     text = "leaving once its requests are done" if leaving else "not resident there"
     _answer(fleet, event.ticket, bool(leaving), text=text, workers=leaving)
+
+
+def released(fleet: Fleet, event: ModelReleased) -> None:
+    """A client needs a model no more: it goes first when room is needed, and at once if it was that client's alone."""
+    model = fleet.resolve(event.name)
+    if model is None:
+        return
+    for one in fleet.meant(model):
+        one.released_us = fleet.now_us
+        if not event.alone or fleet.state.standby or one.waiting or fleet.model_config(one).pinned:
+            continue
+        for worker, runner in list(fleet.copies(one)):
+            if runner.residency is Residency.resident and not runner.used:
+                ask_to_leave(fleet, worker, runner, cause=UnloadCause.released)
 
 
 def _answer(fleet: Fleet, ticket: str, accepted: bool, *, text: str, workers: list[WorkerId] | None = None) -> None:

@@ -7,6 +7,7 @@ from bellmare.core.events import HintSource
 from bellmare.core.units import InstantUs
 from bellmare.gateway.cloud import CloudTalk
 from bellmare.gateway.conversation import Conversation
+from bellmare.http.messages import Request
 from bellmare.observability.context_metrics import ContextMetrics
 from bellmare.observability.logs import Logs
 from bellmare.observability.metrics import Metrics
@@ -32,6 +33,10 @@ class Accounts:
     def unread(self, model: str, why: str) -> None:
         """The tokens of a model's prompts cannot be counted, only estimated."""
         self._logs.info("no vocabulary: prompts are estimated", model=model, why=why)
+
+    def changed(self, request: Request, model: str, answered: bool) -> None:
+        """A change of what workers store has ended. Not ``answered``: its client left, or the process goes down."""
+        self._logs.info("change", path=request.path, model=model, client=request.peer, answered=answered)
 
     def hints_limited(self, source: HintSource, count: int) -> None:
         """Hints that were dropped: their client gave more than its allowance."""

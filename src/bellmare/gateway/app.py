@@ -3,14 +3,13 @@
 import asyncio
 import re
 from collections.abc import Callable
-from dataclasses import dataclass
 from functools import partial
 
 import msgspec
 
 from bellmare.context.counter import Counter
 from bellmare.context.library import Library
-from bellmare.core.events import ModelReleased, Priority
+from bellmare.core.events import ModelReleased
 from bellmare.core.units import SECOND_US, InstantUs, RequestId, WorkerId
 from bellmare.gateway import replies
 from bellmare.gateway.accounting import Accounts
@@ -34,9 +33,11 @@ from bellmare.gateway.naming import Naming
 from bellmare.gateway.options import GatewayOptions
 from bellmare.gateway.parsing import INLINE_BYTES_MAX, LargeBodies
 from bellmare.gateway.relay import Relay
+from bellmare.gateway.routes import CHANGE_BYTES_MAX, Route, Ticket
 from bellmare.gateway.shelf import Shelf
 from bellmare.gateway.tenants import Tenants, priority_of
 from bellmare.gateway.unfit import first_refusal
+from bellmare.gateway.users import Users
 from bellmare.gateway.vocabularies import FleetSource
 from bellmare.gateway.waiting import Heart
 from bellmare.http.bodies import BodySink
@@ -45,50 +46,14 @@ from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
 from bellmare.protocols import ollama
 from bellmare.protocols.errors import CONTEXT_LENGTH_EXCEEDED, ContextExceeded, InvalidRequest, render_error
-from bellmare.protocols.hints import Expected
 from bellmare.runtime.driver import Driver
 from bellmare.runtime.fleet import WorkerFleet
 
-SMALL_BODY_BYTES_MAX = 64 << 10
-CHANGE_BYTES_MAX = 4 << 20
-"""Of a request to create a model: its template, its system prompt, its licences."""
 CORE_IDS_MAX = 10_000
 BUSY_PARSING = "too many large requests at once"
 SERVED_METHODS = ("GET", "HEAD", "POST")
 """What ``OPTIONS *`` is told: of the server as a whole nothing else can be asked."""
 _PUBLIC_ID = re.compile(rb"[A-Za-z0-9_-]{1,64}")
-
-
-@dataclass(slots=True, frozen=True)
-class Route:
-    """One path: its methods, and who answers."""
-
-    methods: tuple[str, ...]
-    answer: Callable[[Exchange], None]
-    body_bytes_max: int = SMALL_BODY_BYTES_MAX
-    inference: bool = False
-    manages: bool = False
-    """Changes what the fleet stores: only for clients that have the right."""
-
-
-class Ticket:
-    """What a request's head says, read once for all requests of a connection that have the same."""
-
-    __slots__ = ("cors", "models", "own_id", "priority", "route", "settings", "spool", "tenant")
-
-    def __init__(self, route: Route) -> None:
-        self.route = route
-        self.settings = -1
-        """By which settings the rest was read; -1: not yet."""
-        self.tenant = ""
-        self.priority = Priority.normal
-        self.models: tuple[Expected, ...] = ()
-        self.own_id = ""
-        """The id that the client gave; empty if it gave none that can be used."""
-        self.cors = b""
-        """Header lines for a browser that asks for a page."""
-        self.spool: Spool | None = None
-        """Who takes the body, if it is a blob."""
 
 
 class Gateway:
@@ -114,7 +79,7 @@ class Gateway:
         self.hinting = Hinting(driver, self.tenants, accounts, naming=self.naming)
         self.catalogue = Catalogue(self.shelf, self.naming, self.hinting)
         self.managers = Managers(options.managers)
-        self.changes = Changes(self.shelf)
+        self.changes = Changes(self.shelf, refused=accounts.refused_early, log=accounts.changed)
         self.blobs = Blobs(self.shelf)
         self._born = f"{driver.clock.wall_us():x}"
         self._count = 0
@@ -136,6 +101,7 @@ class Gateway:
             rules=options.context,
             on_left=lambda: accounts.refused_early(STATUS_LEFT),
         )
+        self.users = Users()
         self.cloud = Cloud(self.shelf, lambda talk: accounts.passed_on(talk, driver.clock.now_us()))
         self.heart = Heart(
             lambda: list(self._open.values()), lambda one: driver.engine.position(one.request), driver.clock.now_us
@@ -218,12 +184,15 @@ class Gateway:
         if origin is not None:
             ticket.cors = lines_for(origin)
         if route.manages:
-            if not self.managers.may(request.peer):
+            if not self.managers.may(request.peer) or not (origin is None or self.guard.names(origin)):
                 self.accounts.refused_early(403)
                 return replies.http_refusal(403, REFUSED, request.path)
             if route is self._blob_route and request.method == "POST":
                 taker = self.blobs.accept(request)
-                ticket.spool = None if isinstance(taker, Refusal) else taker
+                if isinstance(taker, Refusal):
+                    self.accounts.refused_early(taker.status)
+                else:
+                    ticket.spool = taker
                 return taker
         return route.body_bytes_max
 
@@ -231,7 +200,14 @@ class Gateway:
         ticket: Ticket = exchange.request.ticket
         if ticket.cors:
             exchange.extra = ticket.cors
+            if not self.guard.lets_pass(exchange.request):  # as below: no on_head for the same head again
+                exchange.extra = b""
+                self.accounts.refused_early(403)
+                exchange.respond(403, (), b"")
+                return
         if ticket.route.manages and not self.managers.may(exchange.request.peer):  # the settings may have changed
+            if ticket.spool is not None:
+                ticket.spool.close()
             self._refuse(exchange, 403, REFUSED)
             return
         ticket.route.answer(exchange)
@@ -395,9 +371,8 @@ class Gateway:
         conversation = Conversation(self, exchange, errand, request, public, arrived_us)
         self._open[request] = conversation
         if public != request:
-            self._core_ids[public] = request
-            if len(self._core_ids) > CORE_IDS_MAX:
-                del self._core_ids[next(iter(self._core_ids))]
+            self._remember(public, request)
+        self.users.used(errand.name, ticket.tenant, arrived_us)
         deadline_us = InstantUs(arrived_us + int(self.timeouts.queue_s * SECOND_US))
         conversation.begin(deadline_us, tenant=ticket.tenant, priority=ticket.priority)
         return conversation
@@ -407,12 +382,14 @@ class Gateway:
         return RequestId(f"{self._born}-{self._count:x}")
 
     def _release(self, exchange: Exchange, errand: Errand) -> None:
-        """A client's keep_alive 0: residency is ours, so it is a hint and answered as Ollama would (ollama.md 2.3)."""
+        """A client's keep_alive 0: what was its alone leaves, for others it stays; answered as Ollama would (2.3)."""
         if errand.name not in self.driver.engine.fleet.state.votes:
             text = f"model '{errand.spelling}' not found"
             exchange.respond(404, [replies.JSON], render_error(errand.dialect, 404, text))
             return
-        self.driver.feed(ModelReleased(name=errand.name))
+        tenant = exchange.request.ticket.tenant
+        alone = self.users.alone(self.shelf.names_of(errand.name), tenant, self.driver.clock.now_us())
+        self.driver.feed(ModelReleased(name=errand.name, alone=alone))
         answer: dict[str, object] = {"model": errand.spelling, "created_at": self.driver.clock.rfc3339()}
         if isinstance(errand.native, ollama.ChatRequest):
             answer["message"] = {"role": "assistant", "content": ""}
@@ -445,8 +422,14 @@ class Gateway:
         del self._open[conversation.request]
         request = self._new_id()
         self._open[request] = conversation
-        self._core_ids[conversation.public_id] = request
+        self._remember(conversation.public_id, request)
         return request
+
+    def _remember(self, public_id: str, request: RequestId) -> None:
+        """What the core calls a request that its client calls otherwise."""
+        self._core_ids[public_id] = request
+        if len(self._core_ids) > CORE_IDS_MAX:
+            del self._core_ids[next(iter(self._core_ids))]
 
     def report(self, what: str, error: BaseException) -> None:
         asyncio.get_running_loop().call_exception_handler({"message": what, "exception": error})
@@ -472,6 +455,7 @@ class Gateway:
         self.cloud.shut(SHUTTING_DOWN)
         for conversation in list(self._open.values()):
             conversation.shut()
+        self.changes.shut(SHUTTING_DOWN)
 
     def close(self) -> None:
         """Nobody is served any more."""

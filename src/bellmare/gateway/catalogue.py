@@ -1,11 +1,14 @@
 """The fleet seen as one Ollama: merged lists of what is stored and what is loaded, answered from memory."""
 
 import asyncio
+from functools import cached_property
+from operator import is_
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 
+from bellmare.core.units import SECOND_US
 from bellmare.gateway import replies
 from bellmare.gateway.faults import public_text
 from bellmare.gateway.hinting import Hinting
@@ -37,6 +40,7 @@ class Catalogue:
         self._naming = naming
         self._hinting = hinting
         self._shows = 0
+        self._last: _Listing | None = None
 
     def root(self, exchange: Exchange) -> None:
         exchange.respond(200, [replies.TEXT], b"Ollama is running")
@@ -54,10 +58,8 @@ class Catalogue:
         exchange.respond(200, [replies.JSON], msgspec.json.encode({"cloud": cloud}))
 
     def tags(self, exchange: Exchange) -> None:
-        entries = [bytes(entry.raw) if name == entry.name else _renamed(entry, name) for entry, name in self._listed()]
-        body = b'{"models":[' + b",".join(entries) + b"]}"
         self._hinting.listed(exchange.request)
-        exchange.respond(200, [replies.JSON], body)
+        exchange.respond(200, [replies.JSON], self._listing().tags)
 
     def ps(self, exchange: Exchange) -> None:
         """Every runner of the fleet, each with its worker."""
@@ -72,11 +74,8 @@ class Catalogue:
         exchange.respond(200, [replies.JSON], msgspec.json.encode({"models": models}))
 
     def models(self, exchange: Exchange) -> None:
-        entries = [(name, _instant(entry.modified_at)) for entry, name in self._listed()]
-        entries.sort(key=lambda entry: entry[1], reverse=True)  # as in tags
         self._hinting.listed(exchange.request)
-        listed = models_list((name, modified_us // 1_000_000) for name, modified_us in entries)
-        exchange.respond(200, [replies.PLAIN_JSON], listed)
+        exchange.respond(200, [replies.PLAIN_JSON], self._listing().models)
 
     def model(self, exchange: Exchange) -> None:
         """GET /v1/models/NAME; names with slashes are served too, unlike by Ollama (ollama.md 1.3)."""
@@ -121,19 +120,52 @@ class Catalogue:
     def _show_ended(self, task: "asyncio.Task[None]") -> None:
         self._shows -= 1
 
+    def _listing(self) -> "_Listing":
+        """What is listed now. Made anew only when a worker shows other models, or when aliases change."""
+        workers = self._driver.engine.fleet.state.workers
+        seen: list[object] = [self._naming.rules]
+        for worker_id, port in self._fleet.ports.items():
+            worker = workers.get(worker_id)
+            seen += (port, port.tags) if worker is None else (port, port.tags, worker.stored, worker.healthy)
+        listing = self._last
+        if listing is None or len(seen) != len(listing.seen) or not all(map(is_, seen, listing.seen)):
+            listing = self._last = _Listing(seen, self._listed())
+        return listing
+
     def _listed(self) -> list[tuple[ollama.TagsModel, str]]:
-        """Every entry with the name under which it is listed, newest first; an alias stands beside its model."""
+        """Every entry with the name under which it is listed; an alias stands beside its model."""
         stored = self._shelf.stored()
         listed = [(entry, entry.name) for name, entry in stored.items() if name not in self._naming.rules.aliases]
         for alias, name in self._naming.rules.aliases.items():
             if name in stored:
                 listed.append((stored[name], alias))
-        return sorted(listed, key=lambda row: _instant(row[0].modified_at), reverse=True)
+        return listed
 
     def _not_found(self, exchange: Exchange, spelling: str, name: str, *, dialect: Dialect) -> None:
         text = replies.not_found_text(spelling, name, self._driver.engine.fleet.state.votes)
         kind = replies.JSON if dialect is Dialect.ollama else replies.PLAIN_JSON
         exchange.respond(404, [kind], render_error(dialect, 404, text))
+
+
+class _Listing:
+    """The lists of one state of the fleet, newest first: 2,000 models take 10 ms to gather (measured), clients poll."""
+
+    def __init__(self, seen: list[object], listed: list[tuple[ollama.TagsModel, str]]) -> None:
+        self.seen = seen
+        """What it was made of. All of it is replaced when it changes, never changed in place."""
+        rows = [(_instant(entry.modified_at), entry, name) for entry, name in listed]
+        self._rows = sorted(rows, key=lambda row: row[0], reverse=True)
+
+    @cached_property
+    def tags(self) -> bytes:
+        """The body of /api/tags."""
+        entries = [entry.raw if name == entry.name else _renamed(entry, name) for _, entry, name in self._rows]
+        return b'{"models":[' + b",".join(entries) + b"]}"
+
+    @cached_property
+    def models(self) -> bytes:
+        """The body of /v1/models."""
+        return models_list((name, modified_us // SECOND_US) for modified_us, _, name in self._rows)
 
 
 async def _show(exchange: Exchange, port: OllamaWorker, body: bytes) -> None:

@@ -6,6 +6,7 @@ given back, refused or left exactly once.
 
 from collections.abc import Callable, Mapping
 from functools import partial
+from typing import Any
 
 import msgspec
 
@@ -30,6 +31,8 @@ SAMPLED_MAX = 16
 CUT_SHARE = 0.9
 """A worker that counted less than this of a prompt that was too long has cut it."""
 PREPARE_TIMEOUT_S = 10.0
+CUT_INLINE_MESSAGES = 2_000
+"""Up to here a conversation is cut at once: 4 ms; one of 50,000 messages takes 90 (measured)."""
 _GENERATION = RequestKind.generation
 _ROLES = {"system": Role.system, "developer": Role.system, "user": Role.user, "tool": Role.tool}
 
@@ -120,7 +123,7 @@ class ContextGuard:
         self._metrics = metrics
         self._on_left = on_left
         self._open: dict[Exchange, _Guarding] = {}
-        self._aside: Aside[Errand] = Aside("bellmare-cut", waiting_max=64)
+        self._aside: Aside[Any] = Aside("bellmare-cut", waiting_max=64)
         self._sampled: dict[str, int] = {}
 
     @property
@@ -237,10 +240,38 @@ class ContextGuard:
             return  # given up by shut
         self._metrics.counted(count.method)
         try:
-            judged, renewed = self._judged(errand, tenant, count)
+            verdict = self._judged(errand, tenant, count)
         except ContextExceeded as refusal:
             self._give(exchange, refusal, taken=taken)
             return
+        ready = partial(self._ready, exchange, guarding, taken=taken)
+        if not isinstance(verdict, _Cutting):
+            ready(verdict)
+        elif len(verdict.native.messages or ()) <= CUT_INLINE_MESSAGES:
+            ready(verdict.cut())
+        else:
+            job = self._aside.begin(lambda _: verdict.cut(), ready, timeout_s=PREPARE_TIMEOUT_S)
+            if job is None:
+                ready((verdict.left(), False))
+            else:
+                self._wait(exchange, guarding, job)
+
+    def _ready(
+        self,
+        exchange: Exchange,
+        guarding: _Guarding,
+        verdict: "tuple[Errand, bool] | BaseException",
+        *,
+        taken: Taken,
+    ) -> None:  # tidy: the last two are bound ahead
+        """The verdict is there: the errand as it is to be run, and whether its body is another."""
+        if isinstance(verdict, BaseException):
+            self._give(exchange, verdict, taken=taken)
+            return
+        judged, renewed = verdict
+        guarded = judged.guarded
+        if guarded is not None and guarded.cut_tokens:
+            self._metrics.cut(judged.name, guarded.cut_tokens)
         if not renewed or judged.prepared is None:
             self._give(exchange, judged, taken=taken)
             return
@@ -261,8 +292,8 @@ class ContextGuard:
             return
         taken(exchange, result)
 
-    def _judged(self, errand: Errand, tenant: str, count: Count) -> tuple[Errand, bool]:
-        """The errand as it is to be run, and whether its body is another. Raises ContextExceeded."""
+    def _judged(self, errand: Errand, tenant: str, count: Count) -> "tuple[Errand, bool] | _Cutting":
+        """The errand as it is to be run, and whether its body is another; or how to get it. Raises ContextExceeded."""
         native, name = errand.native, errand.name
         assert isinstance(native, ChatRequest | GenerateRequest)
         policy = self.rules.of(name, tenant)
@@ -296,7 +327,7 @@ class ContextGuard:
             # A text of its own has no oldest part that could be left out without its author: Ollama cuts it.
             beyond = count.tokens > judging.room(num_ctx).most
             return judging.passed(num_ctx, note="cut=worker" if beyond else ""), False
-        return judging.cut(native, num_ctx, self._metrics)
+        return _Cutting(judging, native, num_ctx)
 
 
 class _Judging:
@@ -328,7 +359,7 @@ class _Judging:
             metrics.refused(self.errand.name)
             raise ContextExceeded(self.count.tokens, num_ctx, most=most)
 
-    def cut(self, native: ChatRequest, num_ctx: int, metrics: ContextMetrics) -> tuple[Errand, bool]:
+    def cut(self, native: ChatRequest, num_ctx: int) -> tuple[Errand, bool]:
         """Without its oldest turns; and whether the body has to be written anew beside the loop."""
         messages = native.messages or []
         count, room = self.count, self.room(num_ctx)
@@ -340,7 +371,6 @@ class _Judging:
             return self.passed(num_ctx, note=note.strip()), False
         gone = set(found.dropped)
         kept = [position for position in range(len(messages)) if position not in gone]
-        metrics.cut(self.errand.name, count.tokens - found.tokens)
         sizes = tuple(count.messages[position] for position in kept)
         gone_tokens = sum(count.messages[position] - count.each for position in gone)
         counted = max(0, count.counted - gone_tokens)
@@ -356,16 +386,31 @@ class _Judging:
             count.each,
         )
         told = f"prompt={found.tokens} limit={num_ctx} dropped={len(gone)}{note}"
-        errand = self._with(left, num_ctx, header=told)
+        errand = self._with(left, num_ctx, header=told, cut_tokens=count.tokens - found.tokens)
         native = msgspec.structs.replace(native, messages=[messages[position] for position in kept])
         large = errand.prepared is not None and _is_large(native)
         return msgspec.structs.replace(errand, native=native, prepared=errand.prepared if large else None), large
 
-    def _with(self, count: Count, num_ctx: int, *, header: str = "") -> Errand:
+    def _with(self, count: Count, num_ctx: int, *, header: str = "", cut_tokens: int = 0) -> Errand:
         if header and count.method is Method.learned:
             header += " counted=about"
-        guarded = Guarded(count, num_ctx, self.class_name, header.encode())
+        guarded = Guarded(count, num_ctx, self.class_name, header.encode(), cut_tokens)
         return msgspec.structs.replace(self.errand, guarded=guarded, prompt_tokens=count.tokens)
+
+
+class _Cutting(msgspec.Struct, frozen=True):
+    """A conversation that is to be cut, here or in a thread."""
+
+    judging: _Judging
+    native: ChatRequest
+    num_ctx: int
+
+    def cut(self) -> tuple[Errand, bool]:
+        return self.judging.cut(self.native, self.num_ctx)
+
+    def left(self) -> Errand:
+        """As it is: the worker cuts it."""
+        return self.judging.passed(self.num_ctx, note="cut=worker")
 
 
 _NOTHING: dict[str, int] = {}

@@ -25,6 +25,7 @@ from bellmare.gateway import replies
 from bellmare.gateway.errands.errand import Errand, Stamp, without_thinking
 from bellmare.gateway.faults import BROKEN_TEXT, STATUS_LEFT, THINKS_NOT, is_crash, public_text, status_within
 from bellmare.gateway.fingerprint import fingerprint
+from bellmare.gateway.relay import NOT_REACHED
 from bellmare.gateway.translate import Native, TooLong, Translator
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
@@ -324,22 +325,25 @@ class Conversation(msgspec.Struct, eq=False):
         """Leave a request that still waits to another process, which accounts for it; whether it did wait."""
         if self.ended or self._call is not None or self.exchange.started:
             return False
+        if not self.exchange.request.body_parts:  # a large one's were given up when it was parsed
+            self.shut(NOT_REACHED)
+            return False
         self.ended = True
         self.exchange.listener = None
         self.desk.driver.feed(RequestCancelled(request=self.request))
         return True
 
-    def shut(self) -> None:
+    def shut(self, text: str = SHUTTING_DOWN) -> None:
         """The gateway goes down and cannot wait for it: tell the client, in its dialect, and free the worker."""
         if self.ended:
             return
         self._drop_call()
         status = 200
         if self.exchange.started:
-            self._cut(SHUTTING_DOWN)
+            self._cut(text)
         else:
             status = 503
-            self._respond_error(status, SHUTTING_DOWN, headers=replies.retry_headers(SECOND_US))
+            self._respond_error(status, text, headers=replies.retry_headers(SECOND_US))
         self.desk.driver.feed(RequestCancelled(request=self.request))
         self._end("cancelled", status)
 

@@ -19,6 +19,12 @@ class Shelf:
         """Canonical names of all models that some worker stores."""
         return list(self.driver.engine.fleet.state.votes)
 
+    def names_of(self, name: str) -> list[str]:
+        """All names of the blob that serves a canonical name: who uses one of them uses that model."""
+        fleet = self.driver.engine.fleet
+        model = fleet.resolve(name)
+        return [other for other in self.names() if fleet.resolve(other) is model]
+
     def holder(self, name: str) -> OllamaWorker | None:
         """A healthy worker that binds a canonical name to the blob that serves it."""
         fleet = self.driver.engine.fleet

@@ -6,7 +6,8 @@ answers that are not streamed.
 """
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 
 from bellmare.core.units import InstantUs, SpanUs
 from bellmare.gateway.conversation import Conversation
@@ -17,6 +18,10 @@ SWEEP_S = 0.5
 """How late a heartbeat may be, so how exact its interval is."""
 POSITIONS_MAX = 2000
 """Waiting requests above which heartbeats say no position: each costs a look at every tenant that waits."""
+TURN_US = 3_000
+"""Of the loop's time for heartbeats in one go: 2,000 positions among as many tenants would take half a second."""
+BREATH_S = 0.005
+"""Between two turns."""
 
 _BLANK = b" "
 
@@ -63,22 +68,34 @@ class Heart:
 
     def _sweep(self) -> None:
         self._timer = None
-        if not self._every_us:
-            return
-        due_us = self._now_us() - self._every_us
-        due = [one for one in self._conversations() if one.errand.stream and one.silent_since(due_us)]
-        tell = len(due) <= POSITIONS_MAX
+        if self._every_us:
+            due_us = self._now_us() - self._every_us
+            due = [one for one in self._conversations() if one.errand.stream and one.silent_since(due_us)]
+            self._go_on(iter(due), due_us, tell=len(due) <= POSITIONS_MAX)
+
+    def _go_on(self, due: Iterator[Conversation], due_us: int, *, tell: bool) -> None:
+        """Beat for some of those that are left, and for the others a moment later."""
+        loop = asyncio.get_running_loop()
+        self._timer = loop.call_later(SWEEP_S, self._sweep)  # first: a bug in one answer must not silence all
+        until_us = self._now_us() + TURN_US
         for conversation in due:
-            place = self._place_of(conversation) if tell else None
-            first = None
-            if not conversation.exchange.started:
-                first = header_lines(
-                    []
-                    if place is None
-                    else [
-                        (b"x-bellmare-queue-position", b"%d" % place[0]),
-                        (b"x-bellmare-eta-ms", b"%d" % (place[1] // 1000)),
-                    ]
-                )
-            conversation.beat(beat(conversation.errand.dialect, place), first)
-        self._timer = asyncio.get_running_loop().call_later(SWEEP_S, self._sweep)
+            if conversation.silent_since(due_us):  # still
+                self._beat(conversation, tell=tell)
+                if self._now_us() > until_us:
+                    self._timer.cancel()
+                    self._timer = loop.call_later(BREATH_S, partial(self._go_on, due, due_us, tell=tell))
+                    return
+
+    def _beat(self, conversation: Conversation, *, tell: bool) -> None:
+        place = self._place_of(conversation) if tell else None
+        first = None
+        if not conversation.exchange.started:
+            first = header_lines(
+                []
+                if place is None
+                else [
+                    (b"x-bellmare-queue-position", b"%d" % place[0]),
+                    (b"x-bellmare-eta-ms", b"%d" % (place[1] // 1000)),
+                ]
+            )
+        conversation.beat(beat(conversation.errand.dialect, place), first)

@@ -24,7 +24,7 @@ class BodySink(Protocol):
         """The next piece, never empty."""
 
     def lost(self) -> None:
-        """The body will not be complete: the client left, or was refused. Nothing follows."""
+        """The body will not be complete: the client left, or was refused, maybe before ``begin``. Nothing follows."""
 
 
 class BodyFlow(Protocol):

@@ -385,6 +385,8 @@ class Connection(asyncio.Protocol):
                 sink.take(part)
         if rest is None or self.phase is not _BODY:
             return b""
+        if sink is not None and not self._transport.is_closing():
+            self._transport.resume_reading()  # held back at the last piece: it asks for no more
         self._request.body_parts = body.take()
         self._request.body_bytes = body.size
         self._body = self._sink = None
@@ -479,10 +481,9 @@ class Connection(asyncio.Protocol):
         """Its body counts no longer, and if it was still coming it will not be complete."""
         if self.held_bytes:
             self.server.let_go(self)
-        sink, self._sink = self._sink, None
-        if sink is not None and self._body is not None:
+        sink, self._sink, self._body = self._sink, None, None
+        if sink is not None:
             sink.lost()
-        self._body = None
 
     def _watch_writes(self) -> None:
         self._stall_mark = self._bytes_out - self._transport.get_write_buffer_size()

@@ -8,12 +8,19 @@ from typing import Any
 import msgspec
 from msgspec import Raw
 
-from bellmare.protocols.errors import BadAnswer, Dialect, stream_error, upstream_error_text
+from bellmare.protocols.errors import Dialect, stream_error, upstream_error_text
 from bellmare.protocols.forced_tools import CallReader, ForcedCall
+from bellmare.protocols.native_answers import (
+    UNREADABLE,
+    ChatAnswer,
+    NativeCall,
+    arguments_text,
+    chat_decoder,
+    whole,
+)
 
 PING = b'event: ping\ndata: {"type":"ping"}\n\n'
 """Clients skip it wherever it comes. Ollama sends none, and neither does :class:`MessageStream`."""
-_UNREADABLE = "the model's worker sent an answer that could not be read"
 _STOP_REASONS = {"stop": "end_turn", "length": "max_tokens", "": ""}
 """Any other, as ``load``, is Ollama's ``stop_sequence``. A stop sequence that was met is only ``stop`` to a worker."""
 _MESSAGE_STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
@@ -22,48 +29,8 @@ _TEXT_END = b"}}\n\n"
 _encode = msgspec.json.Encoder().encode
 
 
-class _Function(msgspec.Struct, frozen=True):
-    name: str = ""
-    arguments: Raw = Raw(b"{}")
-
-
-class _ToolCall(msgspec.Struct, frozen=True):
-    function: _Function = _Function()
-    id: str = ""
-
-
-class _Message(msgspec.Struct, frozen=True):
-    content: str = ""
-    thinking: str = ""
-    tool_calls: list[_ToolCall] | None = None
-
-
-class _NativeAnswer(msgspec.Struct, frozen=True):
-    """One line of a stream, or the whole of an unstreamed answer (ollama.md 1.4)."""
-
-    message: _Message = _Message()
-    done: bool = False
-    done_reason: str = ""
-    prompt_eval_count: int = 0
-    eval_count: int = 0
-    error: Raw = Raw(b"")
-
-    @property
-    def failed(self) -> bool:
-        return bytes(self.error) not in (b"", b"null")
-
-
-_decoder = msgspec.json.Decoder(_NativeAnswer)
-
-
 def _event(name: str, fields: dict[str, Any]) -> bytes:
     return b"event: %b\ndata: %b\n\n" % (name.encode(), _encode({"type": name, **fields}))
-
-
-def _arguments(call: _ToolCall) -> str:
-    """As the worker wrote them: one JSON object. msgspec does not look into a Raw, hence ``replace``."""
-    arguments = bytes(call.function.arguments).decode(errors="replace")
-    return "{}" if arguments == "null" else arguments
 
 
 def _made_up_id(message_id: str, index: int) -> str:
@@ -83,7 +50,7 @@ def _delta_head(index: int, kind: str, field: str) -> bytes:
     return b"event: content_block_delta\ndata: " + head.encode()
 
 
-def _usage(answer: _NativeAnswer) -> dict[str, int]:
+def _usage(answer: ChatAnswer) -> dict[str, int]:
     return {"input_tokens": answer.prompt_eval_count, "output_tokens": answer.eval_count}
 
 
@@ -122,9 +89,9 @@ class MessageStream:
         if self.finished or self.failed or not native_line.strip():
             return b""
         try:
-            answer = _decoder.decode(native_line)
+            answer = chat_decoder.decode(native_line)
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
-            self.failed, self.error = True, _UNREADABLE
+            self.failed, self.error = True, UNREADABLE
             return b""
         if answer.failed:
             self.failed, self.error = True, upstream_error_text(native_line)
@@ -153,7 +120,7 @@ class MessageStream:
         """The one event that ends a stream which failed after its first byte; nothing may follow it."""
         return stream_error(Dialect.anthropic, message)
 
-    def _begin(self, answer: _NativeAnswer, events: list[bytes]) -> None:
+    def _begin(self, answer: ChatAnswer, events: list[bytes]) -> None:
         self._begun = True
         message = {
             "id": self._message_id,
@@ -185,14 +152,14 @@ class MessageStream:
         if arguments:
             events.append(b"".join((self._delta_head, _encode(arguments), _TEXT_END)))
 
-    def _call(self, call: _ToolCall, events: list[bytes]) -> None:
+    def _call(self, call: NativeCall, events: list[bytes]) -> None:
         """A block of its own, with the arguments in one piece. A call that comes again is the same call."""
         call_id = call.id or _made_up_id(self._message_id, len(self._calls))
         if call_id in self._calls:
             return
         self._calls.add(call_id)
         self._start({"type": "tool_use", "id": call_id, "name": call.function.name, "input": {}}, events)
-        delta = {"type": "input_json_delta", "partial_json": _arguments(call)}
+        delta = {"type": "input_json_delta", "partial_json": arguments_text(call)}
         events.append(_event("content_block_delta", {"index": self._index, "delta": delta}))
         self._close(events)
 
@@ -207,7 +174,7 @@ class MessageStream:
             self._open = ""
             self._index += 1
 
-    def _finish(self, answer: _NativeAnswer, events: list[bytes]) -> None:
+    def _finish(self, answer: ChatAnswer, events: list[bytes]) -> None:
         self.finished = True
         reader = self._reader
         if reader is not None:
@@ -224,14 +191,7 @@ def message(native_body: bytes, *, message_id: str, model: str, forced: ForcedCa
 
     An empty answer has ``"content":[]``: Ollama writes ``null``, over which Anthropic's clients stumble.
     """
-    try:
-        answer = _decoder.decode(native_body)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BadAnswer(f"/api/chat: {str(error)[:200]}") from None
-    if answer.failed:
-        raise BadAnswer(upstream_error_text(native_body))
-    if not answer.done:
-        raise BadAnswer("/api/chat: the answer is unfinished")
+    answer = whole(native_body, chat_decoder, "/api/chat")
     content, called = _content(answer, message_id=message_id, forced=forced)
     body = {
         "id": message_id,
@@ -245,13 +205,13 @@ def message(native_body: bytes, *, message_id: str, model: str, forced: ForcedCa
     return _encode(body)
 
 
-def _content(answer: _NativeAnswer, *, message_id: str, forced: ForcedCall | None) -> tuple[list[dict[str, Any]], bool]:
+def _content(answer: ChatAnswer, *, message_id: str, forced: ForcedCall | None) -> tuple[list[dict[str, Any]], bool]:
     """The blocks of a whole answer, and whether tools are called in it."""
     content: list[dict[str, Any]] = []
     if answer.message.thinking:
         content.append({"type": "thinking", "thinking": answer.message.thinking})
     text = answer.message.content
-    calls = [(call.id, call.function.name, _arguments(call)) for call in answer.message.tool_calls or ()]
+    calls = [(call.id, call.function.name, arguments_text(call)) for call in answer.message.tool_calls or ()]
     if forced is not None:
         reader = CallReader(forced)
         text, arguments = reader.feed(text)

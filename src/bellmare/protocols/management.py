@@ -13,21 +13,6 @@ from bellmare.protocols.jsonbody import check_depth, check_object, decode_as
 from bellmare.protocols.names import canonical_name, is_cloud_name
 
 DIGEST = re.compile(r"sha256[:-][0-9a-f]{64}")
-_KNOWN = frozenset(
-    {
-        "model",
-        "name",
-        "source",
-        "destination",
-        "insecure",
-        "stream",
-        "from",
-        "files",
-        "adapters",
-        "username",
-        "password",
-    }
-)
 _DROPPED = frozenset({"name", "stream", "username", "password"})
 """``name`` is the old word for ``model``; whether the client wants a stream is ours to serve; the others are ignored
 by Ollama, and nobody's password need go to a worker."""

@@ -6,18 +6,10 @@ import msgspec
 
 from bellmare.protocols.errors import BadAnswer, Dialect, InvalidRequest, stream_error, upstream_error_text
 from bellmare.protocols.jsonbody import Gate
+from bellmare.protocols.native_answers import UNREADABLE, TextAnswer, text_decoder, whole
 from bellmare.protocols.ollama_fields import check_top_logprobs
 from bellmare.protocols.ollama_requests import GenerateRequest, known_fields
-from bellmare.protocols.openai_answers import (
-    DONE,
-    SYSTEM_FINGERPRINT,
-    UNREADABLE,
-    TextAnswer,
-    finish_reason,
-    text_decoder,
-    usage,
-    whole,
-)
+from bellmare.protocols.openai_answers import DONE, SYSTEM_FINGERPRINT, finish_reason, usage
 from bellmare.protocols.openai_fields import Received, StreamOptions, check_limit, refuse, stops_of
 
 _NO_USAGE = b',"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'

@@ -9,8 +9,8 @@ import msgspec
 
 from bellmare.protocols.errors import BadAnswer, InvalidRequest, upstream_error_text
 from bellmare.protocols.jsonbody import Gate
+from bellmare.protocols.native_answers import EmbedAnswer
 from bellmare.protocols.ollama_requests import EMBED_INPUTS_MAX, EmbedRequest, known_fields
-from bellmare.protocols.openai_answers import EmbedAnswer
 from bellmare.protocols.openai_fields import Received
 
 _encode = msgspec.json.Encoder().encode

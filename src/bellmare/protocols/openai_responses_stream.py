@@ -11,15 +11,8 @@ from msgspec import Raw
 
 from bellmare.protocols.errors import upstream_error_text
 from bellmare.protocols.forced_tools import CallReader, ForcedCall
-from bellmare.protocols.openai_answers import (
-    UNREADABLE,
-    ChatAnswer,
-    NativeAnswer,
-    arguments_text,
-    call_id,
-    chat_decoder,
-    whole,
-)
+from bellmare.protocols.native_answers import UNREADABLE, ChatAnswer, NativeAnswer, arguments_text, chat_decoder, whole
+from bellmare.protocols.openai_answers import call_id
 
 ANSWER_CHARS_MAX = 16 << 20
 """Of one answer, which its last events repeat: four million tokens, more than any model writes."""

@@ -10,19 +10,8 @@ from msgspec import Raw
 
 from bellmare.protocols.errors import Dialect, stream_error, upstream_error_text
 from bellmare.protocols.forced_tools import CallReader, ForcedCall
-from bellmare.protocols.openai_answers import (
-    DONE,
-    SYSTEM_FINGERPRINT,
-    UNREADABLE,
-    ChatAnswer,
-    NativeCall,
-    arguments_text,
-    call_id,
-    chat_decoder,
-    finish_reason,
-    usage,
-    whole,
-)
+from bellmare.protocols.native_answers import UNREADABLE, ChatAnswer, NativeCall, arguments_text, chat_decoder, whole
+from bellmare.protocols.openai_answers import DONE, SYSTEM_FINGERPRINT, call_id, finish_reason, usage
 
 _TEXT_END = b'},"finish_reason":null}]}\n\n'
 

@@ -12,6 +12,11 @@ from bellmare.protocols.errors import upstream_error_text
 
 STEPS = 500
 """Of a layer at most so many lines are told: sixty workers report a thousand a second."""
+LAYERS_MAX = 1_000
+"""Digests of one change: a model has some ten, one in shards some hundred. More are not told of."""
+STATUSES_MAX = 1_000
+"""Other lines of one change, each told once."""
+STATUS_CHARS_MAX = 1_000
 SUCCESS = {"status": "success"}
 _UNREADABLE = "the worker's progress could not be read"
 
@@ -27,14 +32,28 @@ class _Line(msgspec.Struct, frozen=True):
 class _Layer:
     """One digest."""
 
-    __slots__ = ("completed", "status", "told", "total")
+    __slots__ = ("completed", "status", "told", "total", "under_way")
 
     def __init__(self, status: str) -> None:
         self.status = status
         self.total = 0
         self.completed: dict[str, int] = {}
-        """By worker."""
+        """By worker, of those that have not ended."""
+        self.under_way = 0
+        """Their sum: a line costs the same however many workers there are."""
         self.told = -1
+
+    def heard(self, worker: str, total: int, completed: int) -> None:
+        """A worker's figures; none of them ever falls."""
+        self.total = max(self.total, total)
+        before = self.completed.get(worker, 0)
+        if completed > before:
+            self.completed[worker] = completed
+            self.under_way += completed - before
+
+    def ended(self, worker: str) -> None:
+        """Its figures count no more: it has all of it, or takes no part."""
+        self.under_way -= self.completed.pop(worker, 0)
 
 
 _decoder = msgspec.json.Decoder(_Line)
@@ -69,22 +88,27 @@ class MergedProgress:
             return self.fail(worker, upstream_error_text(line))
         if said.status == "success":
             self.done.add(worker)
-            return self._layers_told()
+            return self._layers_told(worker)
+        status = said.status[:STATUS_CHARS_MAX]
         if said.digest:
-            layer = self._layers.setdefault(said.digest, _Layer(said.status))
-            layer.total = max(layer.total, said.total)
-            layer.completed[worker] = max(layer.completed.get(worker, 0), said.completed)
+            layer = self._layers.get(said.digest)
+            if layer is None:
+                if len(self._layers) >= LAYERS_MAX:
+                    return []
+                layer = self._layers[said.digest] = _Layer(status)
+            layer.heard(worker, said.total, said.completed)
             return self._tell(said.digest, layer)
-        if said.status in self._said:
+        if status in self._said or len(self._said) >= STATUSES_MAX:
             return []
-        self._said.add(said.status)
-        return [{"status": said.status}]
+        self._said.add(status)
+        return [{"status": status}]
 
     def fail(self, worker: str, text: str) -> list[dict[str, Any]]:
         """The worker will not do it; the others go on."""
         if worker not in self.done and worker not in self.failures:
             self.failures[worker] = text
-        return self._layers_told()
+            return self._layers_told(worker)
+        return []
 
     def end(self) -> dict[str, Any]:
         """The last line: success, or what has failed."""
@@ -100,16 +124,20 @@ class MergedProgress:
         said = "; ".join(f"{worker}: {text}" for worker, text in self.failures.items())
         return f"done on {len(self.done)} of {len(self._workers)} workers; {said}" if self.failures else ""
 
-    def _layers_told(self) -> list[dict[str, Any]]:
+    def _layers_told(self, ended: str) -> list[dict[str, Any]]:
         """A worker that has ended counts in every layer, or in none."""
-        return [line for digest, layer in self._layers.items() for line in self._tell(digest, layer)]
+        lines = []
+        for digest, layer in self._layers.items():
+            layer.ended(ended)
+            lines += self._tell(digest, layer)
+        return lines
 
     def _tell(self, digest: str, layer: _Layer) -> list[dict[str, Any]]:
-        taking_part = [worker for worker in self._workers if worker not in self.failures]
+        taking_part = len(self._workers) - len(self.failures)
         if not taking_part:
             return []
-        have = sum(layer.total if worker in self.done else layer.completed.get(worker, 0) for worker in taking_part)
-        completed = min(layer.total, have // len(taking_part))
+        have = layer.under_way + layer.total * len(self.done)
+        completed = min(layer.total, have // taking_part)
         step = 1 if completed == layer.total else max(1, layer.total // STEPS)
         if layer.told >= 0 and completed - layer.told < step:
             return []

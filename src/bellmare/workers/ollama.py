@@ -110,6 +110,8 @@ class OllamaWorker:
         self._blobs: dict[str, ModelId] = {}
         """Manifest digest to blob, for everything ever seen: /api/ps keeps old digests (ollama.md 2.3)."""
         self._version = ""
+        self._observing = asyncio.Lock()
+        """Two looks at once would take from each other what they have read."""
 
     async def profile(self, *, timeout_s: float) -> WorkerAdded:
         own = await self._own_word(timeout_s=timeout_s)
@@ -154,7 +156,8 @@ class OllamaWorker:
     async def observe(self, *, timeout_s: float) -> Observation:
         async with _within(timeout_s):
             try:
-                return await self._observe(timeout_s=timeout_s)
+                async with self._observing:
+                    return await self._observe(timeout_s=timeout_s)
             except _UNREADABLE as error:
                 raise WorkerFault(FaultKind.bad_answer, str(error)) from error
 

@@ -1,6 +1,7 @@
 """Web pages do not get in: Host and Origin as Ollama judges them (ollama.md 1.7)."""
 
 import socket
+import time
 
 import pytest
 
@@ -66,3 +67,34 @@ def test_the_memory_of_judged_hosts_is_bounded() -> None:
     for number in range(KNOWN_MAX + 50):
         guard.lets_pass(request(f"h{number}.example"))
     assert len(guard._known) == KNOWN_MAX
+
+
+@pytest.mark.parametrize(
+    ("pattern", "origin", "passes"),
+    [
+        ("https://*.example", "https://a.example", True),
+        ("https://*.example", "https://.example", True),
+        ("https://*.example", "https://example", False),
+        ("https://*.Example", "HTTPS://A.EXAMPLE", True),
+        ("https://*.a.*.b", "https://x.a.y.b", True),
+        ("https://*.a.*.b", "https://x.a.b", False),
+        ("https://a*a", "https://a", False),
+        ("*", "anything://at.all", True),
+        ("*", "two words", False),
+        ("https://*", "https://a b", False),
+        ("https://fixed", "https://fixed", True),
+        ("https://fixed", "https://fixed.evil", False),
+        ("https://a.b", "https://aXb", False),
+        ("*.b", "x.b.c", False),
+    ],
+)
+def test_a_star_is_anything_but_blanks(pattern: str, origin: str, passes: bool) -> None:
+    guard = Guard(loopback=False, origins=[pattern])
+    assert guard.lets_pass(request("gw.example", origin)) is passes
+
+
+def test_no_origin_costs_more_than_its_length() -> None:
+    guard = Guard(loopback=False, origins=["https://*.*.*.*.*x"])
+    began = time.perf_counter()
+    assert not guard.lets_pass(request("gw.example", "https://" + "." * 8000))
+    assert time.perf_counter() - began < 1, "minutes, if all combinations were tried"

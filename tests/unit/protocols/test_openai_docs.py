@@ -1,4 +1,4 @@
-"""docs/apis.md names every field that OpenAI's routes know, ignore or refuse."""
+"""docs/apis-openai.md names every field that OpenAI's routes know, ignore or refuse."""
 
 import re
 from pathlib import Path
@@ -8,7 +8,7 @@ import pytest
 from bellmare.protocols import openai, openai_completions, openai_embeddings, openai_responses
 from bellmare.protocols.ollama_requests import known_fields
 
-PAGE = (Path(__file__).parents[3] / "docs" / "apis.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs" / "apis-openai.md").read_text(encoding="utf-8")
 ROUTES = {
     "/v1/chat/completions": known_fields(openai.OpenAIChat) | openai._IGNORED,
     "/v1/completions": known_fields(openai_completions.OpenAICompletion) | {"user"},

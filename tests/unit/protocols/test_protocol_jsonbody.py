@@ -10,8 +10,10 @@ from hypothesis import strategies as st
 
 from bellmare.protocols.errors import InvalidRequest
 from bellmare.protocols.jsonbody import (
+    COMMAS_MAX,
     DEPTH_MAX,
     FIELDS_MAX,
+    LISTS_MAX,
     OBJECTS_MAX,
     QUICK_BYTES_MAX,
     SIZES_MAX,
@@ -314,3 +316,23 @@ def test_the_short_way_accepts_nothing_that_the_long_way_refuses(pairs, style, d
         check_object(body, known=KNOWN)
         assert set(json.loads(body)) <= KNOWN
     assert verdict(lambda: GATE(body)) == verdict(lambda: the_long_way(body))
+
+
+@pytest.mark.parametrize("unit", ["[]", "[[]]", '[""]', "[1]", "[ ]", "[[[[]]]]"])
+def test_masses_of_lists_in_messages_are_refused_before_they_are_decoded(unit):
+    body = b'{"messages":[{"content":[' + b",".join([unit.encode()] * (LISTS_MAX + 2)) + b"]}]}"
+    with pytest.raises(InvalidRequest, match="holds more than") as caught:
+        check_object(body)
+    assert caught.value.status == 413
+
+
+def test_masses_of_values_are_refused_wherever_they_stand():
+    body = b'{"model":"m","images":[' + b"1," * (COMMAS_MAX + 1) + b"1]}"
+    with pytest.raises(InvalidRequest, match="values") as caught:
+        check_object(body)
+    assert caught.value.status == 413
+
+
+def test_a_text_full_of_brackets_is_a_text():
+    code = "rows = [[a for a in b] for c in d]\nx[y[z]] = f(q[(1)])\n" * LISTS_MAX
+    assert check_object(json.dumps({"messages": [{"role": "user", "content": code}]}).encode())

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from bellmare.protocols.errors import InvalidRequest
 from bellmare.protocols.management import parse_change, parse_copy, parse_digest
-from bellmare.protocols.progress import STEPS, MergedProgress
+from bellmare.protocols.progress import LAYERS_MAX, STATUS_CHARS_MAX, STATUSES_MAX, STEPS, MergedProgress
 
 LAYER = "sha256:" + "a" * 64
 
@@ -138,3 +138,36 @@ def test_whatever_comes_progress_never_goes_back_and_is_bounded(given_lines: lis
     statuses = [entry["status"] for entry in told if "digest" not in entry]
     assert len(statuses) == len(set(statuses))
     assert {"status": "success"} not in told, "only the end says so"
+
+
+def test_a_worker_that_never_stops_inventing_layers_and_statuses_fills_no_memory() -> None:
+    progress = MergedProgress(["a", "b"])
+    for number in range(LAYERS_MAX + 500):
+        progress.take("a", b'{"status":"pulling","digest":"sha256:%d","total":10}' % number)
+        progress.take("a", b'{"status":"%d"}' % number)
+    assert len(progress._layers) == LAYERS_MAX
+    assert len(progress._said) == STATUSES_MAX
+    assert progress.take("b", b'{"status":"pulling","digest":"sha256:1","total":10,"completed":10}')
+    (told,) = MergedProgress(["a"]).take("a", b'{"status":"' + b"x" * 5000 + b'"}')
+    assert told == {"status": "x" * STATUS_CHARS_MAX}
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from("abc"), st.sampled_from(["success", "error", "x", "y"]), st.integers(0, 99), st.integers(0)
+        ),
+        max_size=40,
+    )
+)
+def test_the_sums_of_layers_are_those_counted_anew(lines: list[tuple[str, str, int, int]]) -> None:
+    progress = MergedProgress("abc")
+    for worker, what, total, completed in lines:
+        completed = min(completed, 2**50)
+        if what in ("x", "y"):
+            progress.take(worker, b'{"digest":"%b","total":%d,"completed":%d}' % (what.encode(), total, completed))
+        else:
+            progress.take(worker, b'{"status":"success"}' if what == "success" else b'{"error":"no"}')
+        for layer in progress._layers.values():
+            assert layer.under_way == sum(layer.completed.values())
+            assert not layer.completed.keys() & (progress.done | progress.failures.keys())

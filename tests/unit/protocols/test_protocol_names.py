@@ -218,3 +218,15 @@ def test_what_is_remembered_of_names_is_bounded():
     assert len(names._remembered) == names._REMEMBERED_MAX
     assert "m0" not in names._remembered
     assert blanks not in names._remembered
+
+
+def test_the_close_one_of_thousands_is_found_with_few_compared_letter_by_letter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[str] = []
+    closeness = names._Wanted.closeness
+    monkeypatch.setattr(names._Wanted, "closeness", lambda one, known: compared.append(known) or closeness(one, known))
+    many = [f"{word}-{number}-instruct:8b" for word in ("gemma", "mistral", "phi") for number in range(600)]
+    assert close_names("qwen2.5-codr", [*many, "qwen2.5-coder:7b"]) == ["qwen2.5-coder:7b"]
+    assert close_names("mistral-41-instrct:8b", many)[0] == "mistral-41-instruct:8b"
+    assert len(compared) == 2 * names.COMPARED_MAX

@@ -18,7 +18,7 @@ from bellmare.protocols.ollama_requests import (
     parse_show,
 )
 from bellmare.protocols.ollama_worker import encode_for_worker, encode_show, requested_reload_options
-from bellmare.protocols.unknown_fields import UNKNOWN_MAX, Extended
+from bellmare.protocols.unknown_fields import UNKNOWN_BYTES_MAX, UNKNOWN_MAX, Extended, extra_of
 
 LEAF = st.none() | st.booleans() | st.integers(-(1 << 53), 1 << 53) | st.text(max_size=5)
 VALUE = st.recursive(
@@ -137,3 +137,12 @@ def test_a_wrong_type_is_refused_in_words_whatever_else_is_unknown(name: str, va
         assert error.message
     else:
         assert isinstance(request, Extended)
+
+
+@pytest.mark.parametrize("parse", [parse_chat, parse_generate])
+def test_unknown_fields_are_bounded_in_bytes_before_they_are_decoded(parse):
+    small = b'{"model":"m","new":"' + b"x" * (UNKNOWN_BYTES_MAX - 1000) + b'"}'
+    assert len(extra_of(parse(small))["new"]) == UNKNOWN_BYTES_MAX - 1000
+    with pytest.raises(InvalidRequest, match="unknown fields") as caught:
+        parse(b'{"model":"m","new":[' + b"[]," * (UNKNOWN_BYTES_MAX // 3) + b"[]]}")
+    assert caught.value.status == 413

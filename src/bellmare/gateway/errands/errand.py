@@ -36,6 +36,8 @@ class Guarded(msgspec.Struct, frozen=True, gc=False):
     """What the core is asked for in place of the model: one of its context classes. Empty: the model itself."""
     header: bytes
     """Of the answer, ``x-bellmare-context``; empty if nothing was cut or routed."""
+    cut_tokens: int = 0
+    """Of the messages that were left out."""
 
 
 class Errand(msgspec.Struct, frozen=True, gc=False):

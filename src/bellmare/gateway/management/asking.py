@@ -11,6 +11,7 @@ from bellmare.protocols.ndjson import LineSplitter, LineTooLong
 SILENCE_S = 3600.0
 """While Ollama checks the digest of a layer it says nothing: a minute for each 10 GB of a slow disk."""
 ERROR_BYTES_MAX = 64 << 10
+NO_ANSWER = "did not answer"
 WAITING_MAX = 256
 """Pieces that wait for who reads them; above it the worker is not read."""
 

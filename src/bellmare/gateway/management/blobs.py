@@ -1,21 +1,20 @@
 """HEAD and POST /api/blobs/DIGEST: a blob is there when every worker has it, and is sent to those that lack it."""
 
 import asyncio
-import http.client
 import shutil
 import tempfile
 from concurrent.futures import ThreadPoolExecutor
-from typing import IO
 
 from bellmare.gateway import replies
 from bellmare.gateway.leaving import Leaver
-from bellmare.gateway.management.changes import NO_ANSWER, NOBODY
+from bellmare.gateway.management.changes import NOBODY
+from bellmare.gateway.management.sending import Sending
 from bellmare.gateway.management.spool import Spool
 from bellmare.gateway.shelf import Shelf
 from bellmare.http.client import UpstreamError
 from bellmare.http.exchange import Exchange
 from bellmare.http.messages import Refusal, Request
-from bellmare.protocols.errors import Dialect, InvalidRequest, render_error, upstream_error_text
+from bellmare.protocols.errors import Dialect, InvalidRequest, render_error
 from bellmare.protocols.management import parse_digest
 from bellmare.workers.ollama import OllamaWorker
 
@@ -23,19 +22,19 @@ PREFIX = "/api/blobs/"
 UPLOADS_MAX = 4
 """Under way at once, over all clients: each may take as much disk as a model."""
 LOOK_S = 30.0
-SEND_S = 3600.0
-"""Silence of a worker that is sent a blob: it computes the digest before it answers."""
-PIECE = 1 << 20
+STOP_S = 0.5
+"""For a thread that has been told to stop: it is reading from the disk at most."""
 TOO_MANY = f"{UPLOADS_MAX} blobs are being uploaded: try again later"
 
 
 class Blobs:
-    """Uploads under way, and the thread that writes them."""
+    """Uploads under way, the thread that writes them, and those that send them on."""
 
     def __init__(self, shelf: Shelf) -> None:
         self._shelf = shelf
         self._uploads = 0
         self._thread: ThreadPoolExecutor | None = None
+        self._senders: ThreadPoolExecutor | None = None
 
     def accept(self, request: Request) -> Refusal | Spool:
         """The head of a POST: who takes its body, or why nobody does."""
@@ -60,8 +59,9 @@ class Blobs:
 
     def close(self) -> None:
         """Nobody is served any more."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=False, cancel_futures=True)
+        for threads in (self._thread, self._senders):
+            if threads is not None:
+                threads.shutdown(wait=False, cancel_futures=True)
 
     # ------------------------------------------------------------------ routes
 
@@ -106,7 +106,7 @@ class Blobs:
             return
         failures: dict[str, str] = {}
         for port in lacking:  # one after the other: they share the disk and mostly the network
-            problem = await asyncio.to_thread(_send, port, spool.digest, file=spool.file, size=spool.size)
+            problem = await self._send(port, spool)
             if problem:
                 failures[port.worker] = problem
         if failures:
@@ -114,6 +114,21 @@ class Blobs:
             _refuse(exchange, 502, f"the blob did not reach every worker; {text}")
             return
         exchange.respond(201 if lacking else 200, (), b"")
+
+    async def _send(self, port: OllamaWorker, spool: Spool) -> str:
+        """What went wrong, empty if nothing. Threads of its own: those of the loop look up names and read settings."""
+        assert spool.file is not None, "a complete blob has a file"
+        sending = Sending(port.upstream, f"{PREFIX}{spool.digest}", file=spool.file, size=spool.size)
+        if self._senders is None:
+            self._senders = ThreadPoolExecutor(UPLOADS_MAX, thread_name_prefix="bellmare-blob")
+        ended = asyncio.get_running_loop().run_in_executor(self._senders, sending.run)
+        try:
+            await asyncio.wait((ended,))  # it has timeouts of its own
+        except asyncio.CancelledError:
+            sending.stop()
+            await asyncio.wait((ended,), timeout=STOP_S)  # the file is closed afterwards
+            raise
+        return ended.result()
 
 
 async def _lacking(ports: list[OllamaWorker], digest: str) -> list[OllamaWorker] | None:
@@ -128,24 +143,6 @@ async def _lacking(ports: list[OllamaWorker], digest: str) -> list[OllamaWorker]
     except UpstreamError:
         return None
     return [port for port, missing in zip(ports, found, strict=True) if missing]
-
-
-def _send(port: OllamaWorker, digest: str, *, file: IO[bytes] | None, size: int) -> str:
-    """In a thread: what went wrong, empty if nothing."""
-    assert file is not None, "a complete blob has a file"
-    upstream = port.upstream
-    connection = http.client.HTTPConnection(upstream.host, upstream.port, timeout=SEND_S, blocksize=PIECE)
-    try:
-        file.seek(0)
-        path = f"{upstream.base_path}{PREFIX}{digest}"
-        connection.request("POST", path, body=file, headers={"content-length": str(size)})
-        answer = connection.getresponse()
-        text = answer.read(PIECE)
-        return "" if answer.status in (200, 201) else upstream_error_text(text)
-    except (OSError, ValueError, http.client.HTTPException):  # ValueError: the client left, and the file is closed
-        return NO_ANSWER
-    finally:
-        connection.close()
 
 
 def _refuse(exchange: Exchange, status: int, text: str) -> None:

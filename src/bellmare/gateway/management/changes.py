@@ -9,11 +9,12 @@ import msgspec
 
 from bellmare.gateway import replies
 from bellmare.gateway.leaving import Leaver
-from bellmare.gateway.management.asking import NotDone, lines_of
-from bellmare.gateway.management.keeping import keeping
+from bellmare.gateway.management.asking import NO_ANSWER, NotDone, lines_of
+from bellmare.gateway.management.keeping import Keeper
 from bellmare.gateway.shelf import Shelf
 from bellmare.http.client import UpstreamError
 from bellmare.http.exchange import Exchange
+from bellmare.http.messages import Request
 from bellmare.protocols.errors import Dialect, InvalidRequest, render_error, upstream_error_text
 from bellmare.protocols.management import Change, parse_change, parse_copy
 from bellmare.protocols.progress import MergedProgress
@@ -25,17 +26,39 @@ SHORT_S = 60.0
 """For a copy or a delete: neither moves any weights."""
 NOBODY = "no worker is reachable at the moment"
 TOO_MANY = "too many changes to models are under way: try again in 1 s"
-NO_ANSWER = "did not answer"
 
 _Job = Callable[[OllamaWorker, Change], Awaitable[None]]
 
 
 class Changes:
-    """Answers the five routes; blobs are another matter."""
+    """Answers the five routes; blobs are another matter.
 
-    def __init__(self, shelf: Shelf) -> None:
+    ``refused`` is told the status of what never became a change, ``log`` of each one that has ended.
+    """
+
+    def __init__(
+        self, shelf: Shelf, *, refused: Callable[[int], None], log: Callable[[Request, str, bool], None]
+    ) -> None:
+        self.keeper = Keeper(shelf.fleet.tasks)
         self._shelf = shelf
-        self._under_way = 0
+        self._refused = refused
+        self._log = log
+        self._running: dict[asyncio.Task[None], Exchange] = {}
+
+    @property
+    def under_way(self) -> int:
+        """Changes begun and not ended."""
+        return len(self._running)
+
+    def shut(self, text: str) -> None:
+        """The gateway goes down: tell the clients, and give all up. Layers that came are kept by the workers."""
+        for task, exchange in list(self._running.items()):
+            if exchange.started:
+                exchange.write(_line({"error": text}))
+                exchange.finish()
+            else:
+                _refuse(exchange, 503, text)
+            task.cancel()
 
     # ------------------------------------------------------------------ routes
 
@@ -70,15 +93,17 @@ class Changes:
         try:
             change = parse(exchange.request.body)
         except InvalidRequest as error:
+            self._refused(error.status)
             _refuse(exchange, error.status, error.message)
             return
-        if self._under_way >= CHANGES_MAX:
+        if self.under_way >= CHANGES_MAX:
+            self._refused(429)
             headers = replies.retry_headers(1_000_000)
             exchange.respond(429, [replies.JSON, *headers], render_error(Dialect.ollama, 429, TOO_MANY))
             return
-        self._under_way += 1
         task = self._shelf.fleet.tasks.spawn(self._run(exchange, change, carry_out), name="change of models")
-        task.add_done_callback(self._ended)
+        self._running[task] = exchange
+        task.add_done_callback(partial(self._ended, change.name))
         exchange.listener = Leaver(task)
 
     async def _run(
@@ -90,8 +115,9 @@ class Changes:
             if not exchange.finished and not exchange.disconnected:  # a bug, or the process ends
                 exchange.abort()
 
-    def _ended(self, task: "asyncio.Task[None]") -> None:
-        self._under_way -= 1
+    def _ended(self, name: str, task: "asyncio.Task[None]") -> None:
+        exchange = self._running.pop(task)
+        self._log(exchange.request, name, exchange.finished and not task.cancelled())
 
     # ------------------------------------------------------------------ each
 
@@ -104,7 +130,7 @@ class Changes:
 
         async def one(port: OllamaWorker) -> None:
             try:
-                async with keeping(port, change.name):
+                async with self.keeper.keeping(port, change.name):
                     async for line in lines_of(port.upstream, path, change.body(stream=True)):
                         teller.hear(port.worker, line)
                     teller.silent(port.worker)
@@ -148,7 +174,7 @@ class Changes:
 
         async def one(port: OllamaWorker) -> None:
             try:
-                async with keeping(port, change.name):
+                async with self.keeper.keeping(port, change.name):
                     answer = await port.upstream.fetch(*ask, body=change.body(), timeout_s=SHORT_S)
                 if answer.status != 200:
                     failures[port.worker] = (answer.status, upstream_error_text(answer.body))

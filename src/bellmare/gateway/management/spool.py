@@ -8,6 +8,7 @@ import hashlib
 import tempfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import IO
 
 from bellmare.http.bodies import BodyFlow
@@ -80,7 +81,7 @@ class Spool:
             return
         file, self.file = self.file, None
         if file is not None:
-            file.close()
+            _close(file, self._thread)
         on_lost, self._on_lost = self._on_lost, _nobody
         on_lost()
 
@@ -105,6 +106,10 @@ class Spool:
                 self.file.write(piece)
         except OSError as error:
             self._error = error
+            file, self.file = self.file, None
+            if file is not None:  # the rest may come for hours: the disk is everybody's
+                with suppress(OSError):  # what it still holds back does not fit either
+                    file.close()
 
     def _written(self, work: "asyncio.Future[None]") -> None:
         self._work = None
@@ -115,6 +120,14 @@ class Spool:
             self._held_back = False
             self._flow.resume_body()
         self._go_on()
+
+
+def _close(file: IO[bytes], thread: ThreadPoolExecutor) -> None:
+    """To give a hundred gigabytes back to the file system takes seconds."""
+    try:
+        thread.submit(file.close)
+    except RuntimeError:  # the process ends
+        file.close()
 
 
 def _nobody() -> None:

@@ -40,7 +40,7 @@ class Forgetting(Trusting):
     def _forget(self, blob: ModelId) -> None:
         for shape in [shape for shape in self.measured if shape[0] == blob]:
             del self.measured[shape]
-        for memory in (self.largest, self.service, self.ever_pinned, self.asked_in, self.asked_out):
+        for memory in (self.largest, self.service, self.ever_pinned, self.asked_in, self.asked_out, self.given_back):
             memory.pop(blob, None)
         for worker in self.workers.values():
             worker.refused_until.pop(blob, None)

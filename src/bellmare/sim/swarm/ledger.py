@@ -57,6 +57,8 @@ class Ledger(Holdings, ABC):
         self.asked_in: dict[ModelId, int] = {}
         """When an operator last asked for the model."""
         self.asked_out: dict[ModelId, int] = {}
+        self.given_back: dict[ModelId, int] = {}
+        """When their only client said that it needs them no more."""
         self.met: dict[str, int] = {}
         self.checked: dict[str, int] = {}
         """How often each rule was looked at."""
@@ -459,6 +461,10 @@ class Ledger(Holdings, ABC):
 
     def _ModelReleased(self, event: e.ModelReleased) -> None:  # noqa: N802
         self.meet("released")
+        blob = self.resolve(event.name)
+        if blob is not None and event.alone:
+            for one in (blob, *(one for one in self.classes if weights(one) == blob)):
+                self.given_back[one] = self.now
 
     def _HintGiven(self, event: e.HintGiven) -> None:  # noqa: N802
         self.meet("hinted")

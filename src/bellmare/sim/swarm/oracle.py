@@ -270,8 +270,9 @@ class Oracle(Forgetting):
             self.must(decision.wanted_by is not None, "room is made for somebody", decision)
         elif decision.cause in (d.UnloadCause.ahead, d.UnloadCause.replica) and decision.wanted_by is None:
             self._judge_unwanted(worker, decision)
-        elif decision.cause is d.UnloadCause.operator:
-            self.must(decision.model in self.asked_out, "operators' unloads were asked for", decision)
+        elif decision.cause in (d.UnloadCause.operator, d.UnloadCause.released):
+            asked = self.asked_out if decision.cause is d.UnloadCause.operator else self.given_back
+            self.must(decision.model in asked, "unloads that were asked for were asked for", decision)
         runner.state, runner.since = "unloading", self.now
 
     def _judge_unwanted(self, worker: WorkerBook, decision: d.Unload | d.Drain) -> None:
@@ -290,10 +291,13 @@ class Oracle(Forgetting):
         runner = worker.runners.get(decision.model)
         self.must(runner is not None and runner.state == "ready", "only residents are drained", decision, runner)
         assert runner is not None
-        again = False
+        released = decision.cause is d.UnloadCause.released
+        again = released and runner.why is not None
         if decision.wanted_by is not None or decision.cause is d.UnloadCause.room:
             again = not self._judge_victim(worker, runner, decision)
-        if decision.cause in (d.UnloadCause.ahead, d.UnloadCause.replica) and not again:
+        if (released or decision.cause in (d.UnloadCause.ahead, d.UnloadCause.replica)) and not again:
+            late = released and self.given_back.get(decision.model) != self.now
+            self.must(not late, "what is given back leaves at once", decision)
             self.must(not runner.used, "a busy runner does not leave unasked", decision, runner)
             self.must(not self.pinned(decision.model), "a pinned model is no victim", decision)
             young = decision.cause is d.UnloadCause.ahead and self.now < runner.ready + runner.load_span

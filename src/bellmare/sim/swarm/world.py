@@ -182,7 +182,7 @@ class World(Machines):
         return names[number // len(self.names) % len(names)]
 
     def release(self, name: int) -> None:
-        self.feed(e.ModelReleased(name=self._some_name(name)))
+        self.feed(e.ModelReleased(name=self._some_name(name), alone=name % 2 == 0))
 
     def change_settings(self, config: CoreConfig) -> None:
         """The operator's file was read again."""
