@@ -21,6 +21,8 @@ EXAMPLES = 25
 CHECKS = (status_code_conformance, content_type_conformance, response_schema_conformance)
 NO_EMBEDDINGS = 501
 """Ollama's own status for a completion model that is asked to embed."""
+WRONG_OPTION = b'{"error":"option '
+"""Ollama answers 500 to an option of a wrong type, and so do we."""
 
 schema = schemathesis.openapi.from_path(str(DESCRIPTION))
 met: set[tuple[str, int]] = set()
@@ -37,7 +39,7 @@ def test_every_answer_is_one_that_is_described(case: Any) -> None:
         case.path_parameters["model"] = place.talker
     answer = case.call(base_url=place.url, timeout=60)
     met.add((case.path, answer.status_code))
-    if answer.status_code != NO_EMBEDDINGS:
+    if answer.status_code != NO_EMBEDDINGS and WRONG_OPTION not in answer.content:
         case.validate_response(answer, checks=[not_a_server_error])
     if answer.headers.get("content-type", [""])[0].startswith("application/json"):
         case.validate_response(answer, checks=CHECKS)

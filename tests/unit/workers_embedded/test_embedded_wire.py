@@ -262,7 +262,8 @@ async def test_lists_and_show_are_what_the_gateway_reads(worker: Worker) -> None
         ("/api/show", {"model": "none"}, 404, "model 'none' not found"),
         ("/api/embed", {"model": "none", "input": "x"}, 404, 'model "none" not found, try pulling it first'),
         ("/api/embed", {"model": "a", "input": "x"}, 501, "This server does not support embeddings"),
-        ("/api/generate", {"prompt": "x"}, 400, "model is required"),
+        ("/api/generate", {"prompt": "x"}, 404, "model '' not found"),
+        ("/api/chat", {}, 400, "model is required"),
         ("/api/generate", {"model": "a", "prompt": "x", "suffix": "y"}, 400, "does not support insert"),
         ("/api/chat", {"model": "a", "messages": [{"role": "user"}], "think": True}, 400, "does not support thinking"),
         (
