@@ -10,6 +10,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("shared")  # a machine with other work is no fault of an example's
 
 LOOP_RESERVE = 1
 """libuv opens one descriptor with the first listener, to have one to close when they run out."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from battery import BODY, GROUPS, MARK, H
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from raw_client import split_answers
 
@@ -33,7 +33,7 @@ from bellmare.protocols.openai_stream import ChatStream
 
 pytestmark = pytest.mark.slow
 
-FUZZ = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+FUZZ = settings(max_examples=300)
 BODY_BYTES_MAX = 10_000
 
 

@@ -68,7 +68,7 @@ PRICED = SIZES.flatmap(
 
 
 @given(priced=PRICED, need=st.integers(1, CAPACITY), rate=st.floats(0.0, 5.0))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_cheapest_set_makes_room_and_nobody_in_it_is_not_needed(
     priced: tuple[list[int], list[float]], need: int, rate: float
 ) -> None:
@@ -85,7 +85,7 @@ def test_the_cheapest_set_makes_room_and_nobody_in_it_is_not_needed(
 
 
 @given(priced=PRICED, need=st.integers(1, CAPACITY))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_no_single_runner_or_pair_is_cheaper_than_the_set_that_is_chosen(
     priced: tuple[list[int], list[float]], need: int
 ) -> None:
@@ -110,7 +110,7 @@ def test_no_single_runner_or_pair_is_cheaper_than_the_set_that_is_chosen(
 
 
 @given(sizes=SIZES, need=st.integers(1, CAPACITY))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 def test_the_prefix_of_an_order_is_minimal_and_ends_where_it_makes_room(sizes: list[int], need: int) -> None:
     _, worker, order = worker_with(sizes)
     claim = claim_of(need)
