@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import uvloop
 from hypothesis import HealthCheck, settings
 
 settings.register_profile("shared", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -48,8 +49,14 @@ def open_descriptors() -> int:
     return len(os.listdir("/dev/fd"))
 
 
+@pytest.fixture(scope="session")
+def libuv_begun() -> None:
+    """libuv opens a pipe with the first loop of a process and keeps it."""
+    uvloop.new_event_loop().close()
+
+
 @pytest.fixture
-async def leak_gate() -> AsyncIterator[list[dict[str, Any]]]:
+async def leak_gate(libuv_begun: None) -> AsyncIterator[list[dict[str, Any]]]:
     """After the test the loop has the tasks and the process the descriptors of before, and no error was silent.
 
     Yields what reached the loop's exception handler; a test that expects something clears it.
