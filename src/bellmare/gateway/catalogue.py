@@ -12,11 +12,11 @@ from bellmare.core.units import SECOND_US
 from bellmare.gateway import replies
 from bellmare.gateway.faults import public_text
 from bellmare.gateway.hinting import Hinting
-from bellmare.gateway.leaving import Leaver
 from bellmare.gateway.naming import Naming
 from bellmare.gateway.shelf import Shelf
 from bellmare.http.client import UpstreamError
 from bellmare.http.exchange import Exchange
+from bellmare.http.listening import Leaver
 from bellmare.protocols import ollama
 from bellmare.protocols.errors import Dialect, InvalidRequest, render_error, upstream_error_text
 from bellmare.protocols.names import canonical_name, display_name, local_name

@@ -11,11 +11,11 @@ from bellmare.gateway import replies
 from bellmare.gateway.conversation import GatewayTimeouts
 from bellmare.gateway.errands.errand import Errand, Stamp
 from bellmare.gateway.faults import BROKEN_TEXT, FAILED_TEXT, STATUS_LEFT, public_text
-from bellmare.gateway.leaving import Paced
 from bellmare.gateway.shelf import Shelf
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
+from bellmare.http.listening import Paced
 from bellmare.http.messages import HeaderLines, header_lines
 from bellmare.protocols.errors import BadAnswer, upstream_error_text
 from bellmare.protocols.ndjson import LineTooLong

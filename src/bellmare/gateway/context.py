@@ -20,6 +20,7 @@ from bellmare.core.fleet import Fleet
 from bellmare.gateway.errands.errand import Errand, Guarded, prepare
 from bellmare.gateway.parsing import INLINE_BYTES_MAX
 from bellmare.http.exchange import Exchange
+from bellmare.http.listening import Unpaced
 from bellmare.observability.context_metrics import ContextMetrics
 from bellmare.protocols.errors import ContextExceeded
 from bellmare.protocols.ollama import ChatRequest, GenerateRequest, Message
@@ -81,7 +82,7 @@ class ContextRules(msgspec.Struct, frozen=True):
 Taken = Callable[[Exchange, Errand | BaseException], None]
 
 
-class _Guarding:
+class _Guarding(Unpaced):
     """ExchangeListener of a request that is being counted."""
 
     __slots__ = ("left", "on_left", "waiting")
@@ -96,12 +97,6 @@ class _Guarding:
         if self.waiting is not None:
             self.waiting.cancel()
         self.on_left()
-
-    def on_pause(self) -> None:
-        """Nothing is written yet."""
-
-    def on_resume(self) -> None:
-        """As above."""
 
 
 class ContextGuard:

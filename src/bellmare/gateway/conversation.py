@@ -30,6 +30,7 @@ from bellmare.gateway.translate import Native, TooLong, Translator
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
+from bellmare.http.listening import Paced
 from bellmare.http.messages import HeaderLines, header_lines
 from bellmare.protocols.errors import BadAnswer, upstream_error_text
 from bellmare.protocols.ndjson import LineTooLong
@@ -72,7 +73,7 @@ class Desk(Protocol):
     def report(self, what: str, error: BaseException) -> None: ...
 
 
-class Conversation(msgspec.Struct, eq=False):
+class Conversation(Paced, msgspec.Struct, eq=False):
     """RequestSink of the driver, Receiver of the worker's answer, ExchangeListener of the client."""
 
     desk: Desk
@@ -234,7 +235,7 @@ class Conversation(msgspec.Struct, eq=False):
             raise error
         if not isinstance(error, LineTooLong | TooLong | BadAnswer):
             self.desk.report("an answer could not be translated", error)
-        self._drop_call()
+        self.drop_call()
         self._broke(FaultKind.bad_answer, str(error))
 
     # ------------------------------------------------------------------ the client's side
@@ -244,17 +245,9 @@ class Conversation(msgspec.Struct, eq=False):
         if self.ended:
             return
         self.client_left = True
-        self._drop_call()
+        self.drop_call()
         self.desk.driver.feed(RequestCancelled(request=self.request))
         self._end("cancelled", STATUS_LEFT)
-
-    def on_pause(self) -> None:
-        if self._call is not None:
-            self._call.pause()
-
-    def on_resume(self) -> None:
-        if self._call is not None:
-            self._call.resume()
 
     # ------------------------------------------------------------------ ways to end
 
@@ -337,7 +330,7 @@ class Conversation(msgspec.Struct, eq=False):
         """The gateway goes down and cannot wait for it: tell the client, in its dialect, and free the worker."""
         if self.ended:
             return
-        self._drop_call()
+        self.drop_call()
         status = 200
         if self.exchange.started:
             self._cut(text)
@@ -435,8 +428,3 @@ class Conversation(msgspec.Struct, eq=False):
         if self.dispatched is not None:
             all_headers.append((b"x-bellmare-worker", self.dispatched.worker.encode()))
         self.exchange.respond(status, all_headers, body)
-
-    def _drop_call(self) -> None:
-        if self._call is not None:
-            self._call.abort()
-            self._call = None

@@ -10,6 +10,7 @@ from typing import Protocol
 from bellmare.gateway import replies
 from bellmare.gateway.errands.errand import Errand
 from bellmare.http.exchange import Exchange
+from bellmare.http.listening import Leaver
 from bellmare.protocols.anthropic_counting import input_tokens_answer
 from bellmare.protocols.ollama import ChatRequest
 
@@ -43,22 +44,6 @@ class TokenCounter(Protocol):
         """
 
 
-class _Leaver:
-    """Listens for a client that leaves while its tokens are counted."""
-
-    def __init__(self, waiting: Waiting) -> None:
-        self._waiting = waiting
-
-    def on_disconnect(self) -> None:
-        self._waiting.cancel()
-
-    def on_pause(self) -> None:
-        """One answer in one write: there is nothing to hold back."""
-
-    def on_resume(self) -> None:
-        """As ``on_pause``."""
-
-
 def answer_count(exchange: Exchange, errand: Errand, counter: TokenCounter | None) -> None:
     """Answer with the tokens of ``errand``, when they are known; to nobody if the client has left by then."""
     assert isinstance(errand.native, ChatRequest), "what the route parses to"
@@ -67,7 +52,7 @@ def answer_count(exchange: Exchange, errand: Errand, counter: TokenCounter | Non
         return
     waiting = counter.count(errand.name, errand.native, lambda count: _answer(exchange, count.tokens, count.method))
     if waiting is not None:
-        exchange.listener = _Leaver(waiting)
+        exchange.listener = Leaver(waiting)
 
 
 def _answer(exchange: Exchange, tokens: int, method: str) -> None:

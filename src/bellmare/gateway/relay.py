@@ -5,10 +5,10 @@ It decides nothing and reads nothing but heads; the other process queues, answer
 
 from bellmare.core.units import SECOND_US
 from bellmare.gateway import replies
-from bellmare.gateway.leaving import Paced
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
+from bellmare.http.listening import Paced
 
 PASSED_ON = frozenset({b"content-type", b"authorization", b"x-api-key", b"x-request-id", b"user-agent"})
 PASSED_ON_PREFIX = b"x-bellmare-"
@@ -35,7 +35,7 @@ class Relay:
 class _Passed(Paced):
     """Receiver of the successor's answer, ExchangeListener of the client."""
 
-    __slots__ = ("_exchange",)
+    __slots__ = ("_call", "_exchange")
 
     def __init__(self, upstream: Upstream, exchange: Exchange, timeout_s: float) -> None:
         request = exchange.request

@@ -6,13 +6,13 @@ import tempfile
 from concurrent.futures import ThreadPoolExecutor
 
 from bellmare.gateway import replies
-from bellmare.gateway.leaving import Leaver
 from bellmare.gateway.management.changes import NOBODY
 from bellmare.gateway.management.sending import Sending
 from bellmare.gateway.management.spool import Spool
 from bellmare.gateway.shelf import Shelf
 from bellmare.http.client import UpstreamError
 from bellmare.http.exchange import Exchange
+from bellmare.http.listening import Leaver
 from bellmare.http.messages import Refusal, Request
 from bellmare.protocols.errors import Dialect, InvalidRequest, render_error
 from bellmare.protocols.management import parse_digest

@@ -8,12 +8,12 @@ from typing import Any
 import msgspec
 
 from bellmare.gateway import replies
-from bellmare.gateway.leaving import Leaver
 from bellmare.gateway.management.asking import NO_ANSWER, NotDone, lines_of
 from bellmare.gateway.management.keeping import Keeper
 from bellmare.gateway.shelf import Shelf
 from bellmare.http.client import UpstreamError
 from bellmare.http.exchange import Exchange
+from bellmare.http.listening import Leaver
 from bellmare.http.messages import Request
 from bellmare.protocols.errors import Dialect, InvalidRequest, render_error, upstream_error_text
 from bellmare.protocols.management import Change, parse_change, parse_copy

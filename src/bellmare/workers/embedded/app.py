@@ -17,6 +17,7 @@ import msgspec
 from bellmare import __version__
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
+from bellmare.http.listening import Leaver
 from bellmare.http.messages import Refusal, Request
 from bellmare.protocols.errors import Dialect, InvalidRequest, render_error
 from bellmare.protocols.names import canonical_name
@@ -67,22 +68,6 @@ _FOREVER_NS = (1 << 63) - 1
 """Go's longest duration: -1 shows as some 292 years from now."""
 
 Handler = Callable[[Exchange], Awaitable[None]]
-
-
-class _Leaving:
-    """Listener of an exchange that has nothing to stream yet: the client's leaving ends the task."""
-
-    def __init__(self, task: asyncio.Task[None]) -> None:
-        self._task = task
-
-    def on_disconnect(self) -> None:
-        self._task.cancel()
-
-    def on_pause(self) -> None:
-        """Nothing is being written."""
-
-    def on_resume(self) -> None:
-        """Nothing is being written."""
 
 
 class App:
@@ -138,7 +123,7 @@ class App:
         task = asyncio.get_running_loop().create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-        exchange.listener = _Leaving(task)
+        exchange.listener = Leaver(task)
 
     def on_bad_request(self, status: int, reason: str, target: str) -> Refusal:  # tidy: the http server calls it so
         return Refusal(status, JSON_HEADERS, render_error(Dialect.ollama, status, reason))

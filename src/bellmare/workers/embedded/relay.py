@@ -11,6 +11,7 @@ import msgspec
 from bellmare.http.call import Call, UpstreamFailure
 from bellmare.http.client import Upstream
 from bellmare.http.exchange import Exchange
+from bellmare.http.listening import Paced
 from bellmare.protocols.errors import Dialect, render_error, stream_error
 from bellmare.protocols.ndjson import LineSplitter, LineTooLong
 from bellmare.workers.embedded.completion import AnswerWriter, Chunk, Clock, decode_event
@@ -36,7 +37,7 @@ def respond_error(exchange: Exchange, text: str, *, status: int) -> None:
     exchange.respond(status, JSON_HEADERS, render_error(Dialect.ollama, status, text))
 
 
-class Relay:
+class Relay(Paced):
     """Receiver of the engine's answer and listener of the client's exchange. Ends once, whoever ends first.
 
     ``started_ns`` is when the request came, on the monotonic clock; ``load_ns`` how long it waited for a runner.
@@ -75,21 +76,13 @@ class Relay:
             )
             await self._ended
         finally:
-            self._abort_call()
+            self.drop_call()
 
     # The client
 
     def on_disconnect(self) -> None:
-        self._abort_call()
+        self.drop_call()
         self._end()
-
-    def on_pause(self) -> None:
-        if self._call is not None:
-            self._call.pause()
-
-    def on_resume(self) -> None:
-        if self._call is not None:
-            self._call.resume()
 
     # The engine
 
@@ -194,10 +187,6 @@ class Relay:
     def _end(self) -> None:
         if not self._ended.done():
             self._ended.set_result(None)
-
-    def _abort_call(self) -> None:
-        if self._call is not None and not self._call.ended:
-            self._call.abort()
 
 
 def _error_text(error: object) -> str:

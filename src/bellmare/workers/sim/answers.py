@@ -5,6 +5,7 @@
 import asyncio
 from collections.abc import Callable
 
+from bellmare.http.listening import Unpaced
 from bellmare.http.server import Exchange
 from bellmare.twin.messages import Failed, Finished, FirstToken, Input, LoadReplied, Stalled, UnloadReplied
 from bellmare.workers.sim.driver import Driver, RequestEffect
@@ -15,8 +16,8 @@ LINES_MAX = 64
 """
 
 
-class Answer:
-    """Base: one request of the twin, one exchange."""
+class Answer(Unpaced):
+    """Base: one request of the twin, one exchange; nothing is written but what the twin's effects cause."""
 
     def __init__(self, exchange: Exchange, driver: Driver) -> None:
         self.exchange = exchange
@@ -36,12 +37,6 @@ class Answer:
 
     def on_disconnect(self) -> None:
         self.driver.leave(self.request)
-
-    def on_pause(self) -> None:
-        """Nothing is written but what the twin's effects cause."""
-
-    def on_resume(self) -> None:
-        """See ``on_pause``."""
 
 
 class ShortAnswer(Answer):

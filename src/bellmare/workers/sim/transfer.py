@@ -5,6 +5,7 @@ the next pull when the last of them leaves (ollama.md 6.3).
 import asyncio
 from collections.abc import Callable
 
+from bellmare.http.listening import Unpaced
 from bellmare.protocols.names import canonical_name
 from bellmare.workers.sim.driver import Driver
 from bellmare.workers.sim.progress import Lines
@@ -68,7 +69,7 @@ class Downloads:
         self._open.pop(blob, None)
 
 
-class Transfer:
+class Transfer(Unpaced):
     """One request that waits for a download and tells of it."""
 
     def __init__(
@@ -98,12 +99,6 @@ class Transfer:
         if self._timer is not None:
             self._timer.cancel()
         self._download.leave(self._loop.time())
-
-    def on_pause(self) -> None:
-        """A few hundred lines at most: nothing to hold back."""
-
-    def on_resume(self) -> None:
-        """See ``on_pause``."""
 
     def _tell(self) -> None:
         now_s, download = self._loop.time(), self._download
