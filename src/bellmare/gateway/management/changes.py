@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -26,6 +27,7 @@ SHORT_S = 60.0
 """For a copy or a delete: neither moves any weights."""
 NOBODY = "no worker is reachable at the moment"
 TOO_MANY = "too many changes to models are under way: try again in 1 s"
+STOPPED = "the answer stopped before its end"
 
 _Job = Callable[[OllamaWorker, Change], Awaitable[None]]
 
@@ -129,15 +131,7 @@ class Changes:
         teller = _Teller(exchange, [port.worker for port in ports], stream=change.stream)
 
         async def one(port: OllamaWorker) -> None:
-            try:
-                async with self.keeper.keeping(port, change.name):
-                    async for line in lines_of(port.upstream, path, change.body(stream=True)):
-                        teller.hear(port.worker, line)
-                    teller.silent(port.worker)
-            except NotDone as refused:
-                teller.refused(port.worker, refused)
-            except UpstreamError:
-                teller.failed(port.worker, NO_ANSWER)
+            await teller.follow(port, path, change, inside=self.keeper.keeping(port, change.name))
 
         await self._all(ports, one)
         teller.end()
@@ -148,14 +142,7 @@ class Changes:
             _refuse(exchange, 404, replies.not_found_text(change.spelling, change.name, self._shelf.names()))
             return
         teller = _Teller(exchange, [port.worker], stream=change.stream)
-        try:
-            async for line in lines_of(port.upstream, "/api/push", change.body(stream=True)):
-                teller.hear(port.worker, line)
-            teller.silent(port.worker)
-        except NotDone as refused:
-            teller.refused(port.worker, refused)
-        except UpstreamError:
-            teller.failed(port.worker, NO_ANSWER)
+        await teller.follow(port, "/api/push", change, inside=nullcontext())
         teller.end()
 
     async def _copy(self, exchange: Exchange, change: Change) -> None:
@@ -214,22 +201,20 @@ class _Teller:
         self._statuses: set[int] = set()
         """Of workers that refused before their first line."""
 
-    def hear(self, worker: str, line: bytes) -> None:
-        """A worker's next line."""
-        self._tell(self._progress.take(worker, line))
-
-    def silent(self, worker: str) -> None:
-        """A worker's answer has ended: it should have said how."""
-        self._tell(self._progress.fail(worker, "the answer stopped before its end"))
-
-    def refused(self, worker: str, refused: NotDone) -> None:
-        """A worker answered with an error status."""
-        self._statuses.add(refused.status)
-        self._tell(self._progress.fail(worker, refused.text))
-
-    def failed(self, worker: str, text: str) -> None:
-        """A worker could not be asked to the end."""
-        self._tell(self._progress.fail(worker, text))
+    async def follow(
+        self, port: OllamaWorker, path: str, change: Change, *, inside: AbstractAsyncContextManager[None]
+    ) -> None:
+        """Ask one worker, and tell what it says or why it says no more. Never raises for what the worker does."""
+        try:
+            async with inside:
+                async for line in lines_of(port.upstream, path, change.body(stream=True)):
+                    self._tell(self._progress.take(port.worker, line))
+                self._tell(self._progress.fail(port.worker, STOPPED))  # nothing, if it said how it ended
+        except NotDone as refused:
+            self._statuses.add(refused.status)
+            self._tell(self._progress.fail(port.worker, refused.text))
+        except UpstreamError:
+            self._tell(self._progress.fail(port.worker, NO_ANSWER))
 
     def end(self) -> None:
         """All have ended."""
