@@ -20,16 +20,20 @@ from bellmare.protocols.ollama_requests import (
     known_fields,
 )
 from bellmare.protocols.openai_fields import (
+    HINTS,
+    NO_WEIGHING,
     STOPS_MAX,
     Received,
-    StreamOptions,
+    Sampled,
     ToolChoice,
     call_of,
     check_limit,
+    check_one,
     chosen_tools,
     go_type,
     image_of,
     refuse,
+    refuse_asked,
     role_of,
     stops_of,
     think_of,
@@ -91,23 +95,13 @@ class Reasoning(Received, frozen=True):
     effort: str | None = None
 
 
-class OpenAIChat(Received, frozen=True, kw_only=True):
+class OpenAIChat(Sampled, frozen=True, kw_only=True):
     """Body of POST /v1/chat/completions; fields that are not here are ignored, as Ollama does."""
 
     model: str = ""
     messages: list[OpenAIMessage] = msgspec.field(default_factory=list)
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
     max_completion_tokens: int | None = None
     """Ollama's own /v1 ignores it and then runs on without a limit (ecosystem.md 0)."""
-    temperature: float | None = None
-    top_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = None
-    stop: Any = None
-    n: int | None = None
     tools: list[Tool] | None = None
     tool_choice: Any = None
     response_format: ResponseFormat | None = None
@@ -115,7 +109,6 @@ class OpenAIChat(Received, frozen=True, kw_only=True):
     reasoning_effort: str | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
-    logit_bias: Any = None
     audio: Any = None
     modalities: Any = None
     functions: Any = None
@@ -123,28 +116,10 @@ class OpenAIChat(Received, frozen=True, kw_only=True):
     prediction: Any = None
     web_search_options: Any = None
 
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
-
-_IGNORED = frozenset(
-    {
-        "metadata",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "user",
-        "verbosity",
-    }
-)
-"""OpenAI's other fields of this route: hints, and what concerns its accounts."""
+_IGNORED = HINTS | {"verbosity"}
 _UNSUPPORTED = {
-    "logit_bias": "Ollama cannot weigh single tokens",
+    "logit_bias": NO_WEIGHING,
     "audio": "answers are text",
     "functions": "use tools",
     "function_call": "use tool_choice",
@@ -156,11 +131,8 @@ _gate = Gate(OpenAIChat, known_fields(OpenAIChat), ignored=_IGNORED)
 
 
 def _check_unsupported(chat: OpenAIChat) -> None:
-    if chat.n not in (None, 1):
-        raise InvalidRequest("n must be 1: a model here gives one answer per request")
-    for name, why in _UNSUPPORTED.items():
-        if getattr(chat, name):
-            raise refuse(name, why)
+    check_one("n", chat.n)
+    refuse_asked(chat, _UNSUPPORTED)
     if chat.modalities and chat.modalities != ["text"]:
         raise refuse("modalities", "answers are text")
 

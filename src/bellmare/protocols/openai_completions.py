@@ -10,7 +10,15 @@ from bellmare.protocols.native_answers import UNREADABLE, TextAnswer, text_decod
 from bellmare.protocols.ollama_fields import check_top_logprobs
 from bellmare.protocols.ollama_requests import GenerateRequest, known_fields
 from bellmare.protocols.openai_answers import DONE, SYSTEM_FINGERPRINT, finish_reason, usage
-from bellmare.protocols.openai_fields import Received, StreamOptions, check_limit, refuse, stops_of
+from bellmare.protocols.openai_fields import (
+    NO_WEIGHING,
+    Sampled,
+    check_limit,
+    check_one,
+    refuse,
+    refuse_asked,
+    stops_of,
+)
 
 _NO_USAGE = b',"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0}'
 """In every chunk of a stream that ends with a usage, as Ollama writes it."""
@@ -18,35 +26,20 @@ _NO_USAGE = b',"usage":{"prompt_tokens":0,"completion_tokens":0,"total_tokens":0
 _encode = msgspec.json.Encoder().encode
 
 
-class OpenAICompletion(Received, frozen=True, kw_only=True):
+class OpenAICompletion(Sampled, frozen=True, kw_only=True):
     """Body of POST /v1/completions; fields that are not here are ignored, as Ollama does."""
 
     model: str = ""
     prompt: str | list[str] | None = None
     """A string, or a list of one."""
     suffix: str | None = None
-    stream: bool | None = None
-    stream_options: StreamOptions | None = None
-    max_tokens: int | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    frequency_penalty: float | None = None
-    presence_penalty: float | None = None
-    seed: int | None = None
-    stop: Any = None
     logprobs: int | None = None
     """How many alternatives for each token; zero asks for none at all, as in Ollama."""
-    n: int | None = None
     best_of: int | None = None
     echo: bool | None = None
-    logit_bias: Any = None
-
-    @property
-    def include_usage(self) -> bool:
-        """Whether a stream ends with a usage chunk."""
-        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
+_UNSUPPORTED = {"echo": "Ollama does not repeat the prompt", "logit_bias": NO_WEIGHING}
 _gate = Gate(OpenAICompletion, known_fields(OpenAICompletion), ignored=frozenset({"user"}))
 
 
@@ -55,13 +48,9 @@ def parse_completion(body: bytes) -> OpenAICompletion:
     wanted = _gate(body)
     if not wanted.model.strip():
         raise InvalidRequest("model '' not found", status=404)
-    for name, count in (("n", wanted.n), ("best_of", wanted.best_of)):
-        if count not in (None, 1):
-            raise InvalidRequest(f"{name} must be 1: a model here gives one answer per request")
-    if wanted.echo:
-        raise refuse("echo", "Ollama does not repeat the prompt")
-    if wanted.logit_bias:
-        raise refuse("logit_bias", "Ollama cannot weigh single tokens")
+    check_one("n", wanted.n)
+    check_one("best_of", wanted.best_of)
+    refuse_asked(wanted, _UNSUPPORTED)
     check_limit("max_tokens", wanted.max_tokens)
     check_top_logprobs(wanted.logprobs)
     return wanted

@@ -1,6 +1,6 @@
 """What OpenAI's routes have in common: effort, images, tools, what is refused. In Ollama's words where it has any."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -11,6 +11,20 @@ from bellmare.protocols.jsonbody import check_depth
 from bellmare.protocols.ollama_fields import check_images
 from bellmare.protocols.ollama_requests import Tool, ToolCall, ToolCallFunction
 
+HINTS = frozenset(
+    {
+        "metadata",
+        "parallel_tool_calls",
+        "prompt_cache_key",
+        "prompt_cache_retention",
+        "safety_identifier",
+        "service_tier",
+        "store",
+        "user",
+    }
+)
+"""Fields of both routes that change no answer: hints, and what concerns OpenAI's accounts."""
+NO_WEIGHING = "Ollama cannot weigh single tokens"
 STOPS_MAX = 64
 """OpenAI allows 4, Ollama any number."""
 _SHOWN_CHARS_MAX = 64
@@ -40,6 +54,27 @@ class Received(msgspec.Struct, frozen=True, gc=False):
 
 class StreamOptions(Received, frozen=True):
     include_usage: bool | None = None
+
+
+class Sampled(Received, frozen=True, kw_only=True):
+    """How an answer is made and sent, as chat/completions and completions say it."""
+
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_tokens: int | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    frequency_penalty: float | None = None
+    presence_penalty: float | None = None
+    seed: int | None = None
+    stop: Any = None
+    n: int | None = None
+    logit_bias: Any = None
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with a usage chunk."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
 
 
 class ToolChoice(Received, frozen=True):
@@ -132,6 +167,19 @@ def go_type(value: object) -> str:
 def refuse(field: str, why: str) -> InvalidRequest:
     """For what changes the answer's meaning and cannot be had."""
     return InvalidRequest(f"{field} is not supported: {why}")
+
+
+def refuse_asked(wanted: Received, unsupported: Mapping[str, str]) -> None:
+    """Raises :class:`InvalidRequest` for a field that is set and cannot be had; ``unsupported`` says why not."""
+    for name, why in unsupported.items():
+        if getattr(wanted, name):
+            raise refuse(name, why)
+
+
+def check_one(name: str, count: int | None) -> None:
+    """Of answers to one request. Raises :class:`InvalidRequest`."""
+    if count not in (None, 1):
+        raise InvalidRequest(f"{name} must be 1: a model here gives one answer per request")
 
 
 def check_limit(name: str, limit: int | None) -> None:

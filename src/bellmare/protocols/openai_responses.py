@@ -18,12 +18,14 @@ from bellmare.protocols.ollama_requests import (
     known_fields,
 )
 from bellmare.protocols.openai_fields import (
+    HINTS,
     Received,
     call_of,
     check_limit,
     chosen_tools,
     image_of,
     refuse,
+    refuse_asked,
     role_of,
     think_of,
 )
@@ -104,21 +106,7 @@ class OpenAIResponse(Received, frozen=True, kw_only=True):
         return bool(self.top_logprobs) or (self.include is not None and _LOGPROBS in self.include)
 
 
-_IGNORED = frozenset(
-    {
-        "max_tool_calls",
-        "metadata",
-        "parallel_tool_calls",
-        "prompt_cache_key",
-        "prompt_cache_retention",
-        "safety_identifier",
-        "service_tier",
-        "store",
-        "stream_options",
-        "user",
-    }
-)
-"""OpenAI's other fields of this route: hints, and what concerns its accounts."""
+_IGNORED = HINTS | {"max_tool_calls", "stream_options"}
 _UNSUPPORTED = {
     "background": "nothing is stored here",
     "conversation": "nothing is stored here; send the whole conversation as input",
@@ -134,9 +122,7 @@ def parse_response(body: bytes) -> OpenAIResponse:
     wanted = _gate(body)
     if not wanted.model.strip():
         raise InvalidRequest("model is required")
-    for name, why in _UNSUPPORTED.items():
-        if getattr(wanted, name):
-            raise refuse(name, why)
+    refuse_asked(wanted, _UNSUPPORTED)
     check_limit("max_output_tokens", wanted.max_output_tokens)
     check_top_logprobs(wanted.top_logprobs)
     for tool in wanted.tools or ():
