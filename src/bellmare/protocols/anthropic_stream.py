@@ -14,6 +14,7 @@ from bellmare.protocols.native_answers import (
     UNREADABLE,
     ChatAnswer,
     NativeCall,
+    StreamState,
     arguments_text,
     chat_decoder,
     whole,
@@ -54,7 +55,7 @@ def _usage(answer: ChatAnswer) -> dict[str, int]:
     return {"input_tokens": answer.prompt_eval_count, "output_tokens": answer.eval_count}
 
 
-class MessageStream:
+class MessageStream(StreamState):
     """Turns native NDJSON lines into events, one line at a time.
 
     States: open, then ``finished`` (the last line came, ``message_stop`` was written) or ``failed``; after either,
@@ -67,10 +68,7 @@ class MessageStream:
 
         ``forced``: the call that the content is bound to be.
         """
-        self.finished = False
-        self.failed = False
-        self.error = ""
-        """Why it failed, for the log."""
+        super().__init__()
         self._message_id = message_id
         self._model = model
         self._input_tokens = input_tokens
@@ -115,9 +113,8 @@ class MessageStream:
             self._finish(answer, events)
         return b"".join(events)
 
-    @staticmethod
-    def cut(message: str) -> bytes:
-        """The one event that ends a stream which failed after its first byte; nothing may follow it."""
+    def cut(self, message: str) -> bytes:
+        """One event; see the base."""
         return stream_error(Dialect.anthropic, message)
 
     def _begin(self, answer: ChatAnswer, events: list[bytes]) -> None:

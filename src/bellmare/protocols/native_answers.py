@@ -10,6 +10,25 @@ from bellmare.protocols.errors import BadAnswer, upstream_error_text
 UNREADABLE = "the model's worker sent an answer that could not be read"
 
 
+class StreamState:
+    """Base of the codecs of streams: open, then ``finished`` or ``failed``; after either, lines give no bytes."""
+
+    def __init__(self) -> None:
+        self.finished = False
+        self.failed = False
+        self.error = ""
+        """The worker's words if it failed, for the log."""
+
+    def cut(self, message: str) -> bytes:
+        """The events that end a stream which failed after its first byte; nothing may follow them."""
+        raise NotImplementedError
+
+    def _fail(self, text: str) -> bytes:
+        self.failed = True
+        self.error = text
+        return self.cut(text)
+
+
 class NativeFunction(msgspec.Struct, frozen=True):
     name: str = ""
     arguments: Raw = Raw(b"{}")

@@ -6,7 +6,7 @@ import msgspec
 
 from bellmare.protocols.errors import BadAnswer, Dialect, InvalidRequest, stream_error, upstream_error_text
 from bellmare.protocols.jsonbody import Gate
-from bellmare.protocols.native_answers import UNREADABLE, TextAnswer, text_decoder, whole
+from bellmare.protocols.native_answers import UNREADABLE, StreamState, TextAnswer, text_decoder, whole
 from bellmare.protocols.ollama_fields import check_top_logprobs
 from bellmare.protocols.ollama_requests import GenerateRequest, known_fields
 from bellmare.protocols.openai_answers import DONE, SYSTEM_FINGERPRINT, finish_reason, usage
@@ -116,13 +116,11 @@ def _logprobs(answer: TextAnswer, *, offset: int) -> tuple[dict[str, Any], int]:
     return shown, offset
 
 
-class CompletionStream:
+class CompletionStream(StreamState):
     """As ``openai_stream.ChatStream``, for text: the last line's chunk carries the finish reason."""
 
     def __init__(self, *, completion_id: str, created_s: int, model: str, include_usage: bool) -> None:
-        self.finished = False
-        self.failed = False
-        self.error = ""
+        super().__init__()
         self._include_usage = include_usage
         self._offset = 0
         head = {"id": completion_id, "object": "text_completion", "created": created_s}
@@ -147,15 +145,9 @@ class CompletionStream:
         except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return self._fail(UNREADABLE)
 
-    @staticmethod
-    def cut(message: str) -> bytes:
-        """The one event that ends a stream which failed after its first byte; nothing may follow it."""
+    def cut(self, message: str) -> bytes:
+        """One event; see the base."""
         return stream_error(Dialect.openai, message)
-
-    def _fail(self, text: str) -> bytes:
-        self.failed = True
-        self.error = text
-        return stream_error(Dialect.openai, text)
 
     def _chunk(self, answer: TextAnswer) -> bytes:
         choice, self._offset = _choice(answer, offset=self._offset)

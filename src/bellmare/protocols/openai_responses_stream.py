@@ -11,7 +11,15 @@ from msgspec import Raw
 
 from bellmare.protocols.errors import upstream_error_text
 from bellmare.protocols.forced_tools import CallReader, ForcedCall
-from bellmare.protocols.native_answers import UNREADABLE, ChatAnswer, NativeAnswer, arguments_text, chat_decoder, whole
+from bellmare.protocols.native_answers import (
+    UNREADABLE,
+    ChatAnswer,
+    NativeAnswer,
+    StreamState,
+    arguments_text,
+    chat_decoder,
+    whole,
+)
 from bellmare.protocols.openai_answers import call_id
 
 ANSWER_CHARS_MAX = 16 << 20
@@ -115,7 +123,7 @@ class _Open:
         return _call(self.item_id, status, named=self.named, arguments=text)
 
 
-class ResponseStream:
+class ResponseStream(StreamState):
     """Turns native NDJSON lines into the events of a response, one line at a time.
 
     States: open, then ``finished`` (``response.completed`` or ``response.incomplete`` was written) or ``failed``
@@ -123,10 +131,7 @@ class ResponseStream:
     """
 
     def __init__(self, head: ResponseHead, *, forced: ForcedCall | None = None) -> None:
-        self.finished = False
-        self.failed = False
-        self.error = ""
-        """The worker's words if it failed, for the log."""
+        super().__init__()
         self._response = head
         self._reader = CallReader(forced) if forced is not None else None
         self._sequence = 0
@@ -173,11 +178,6 @@ class ResponseStream:
         error = {"code": "server_error", "message": message}
         response = self._response.object("failed", output=output, error=error)
         return b"".join([*events, self._event("response.failed", response=response)])
-
-    def _fail(self, text: str) -> bytes:
-        self.failed = True
-        self.error = text
-        return self.cut(text)
 
     # ------------------------------------------------------------------ events
 

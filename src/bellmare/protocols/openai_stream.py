@@ -10,7 +10,15 @@ from msgspec import Raw
 
 from bellmare.protocols.errors import Dialect, stream_error, upstream_error_text
 from bellmare.protocols.forced_tools import CallReader, ForcedCall
-from bellmare.protocols.native_answers import UNREADABLE, ChatAnswer, NativeCall, arguments_text, chat_decoder, whole
+from bellmare.protocols.native_answers import (
+    UNREADABLE,
+    ChatAnswer,
+    NativeCall,
+    StreamState,
+    arguments_text,
+    chat_decoder,
+    whole,
+)
 from bellmare.protocols.openai_answers import DONE, SYSTEM_FINGERPRINT, call_id, finish_reason, usage
 
 _TEXT_END = b'},"finish_reason":null}]}\n\n'
@@ -33,7 +41,7 @@ def _forced_call(name: str, arguments: str, *, completion_id: str) -> dict[str, 
     return {"id": f"call_{public_id}_0", "index": 0, "type": "function", "function": function}
 
 
-class ChatStream:
+class ChatStream(StreamState):
     """Turns native NDJSON lines into SSE, one at a time; all chunks have one id and one time.
 
     States: open, then ``finished`` (the last line came, ``[DONE]`` was written) or ``failed`` (an error frame was
@@ -50,10 +58,7 @@ class ChatStream:
         include_usage: bool,
         forced: ForcedCall | None = None,
     ) -> None:  # tidy: what stands in each chunk, and what was asked for
-        self.finished = False
-        self.failed = False
-        self.error = ""
-        """The worker's words if it failed, for the log."""
+        super().__init__()
         self.prompt_tokens = 0
         self.output_tokens = 0
         """Both as the last line says; zero until then."""
@@ -94,15 +99,9 @@ class ChatStream:
             events.append(self._finish(answer))
         return b"".join(events)
 
-    @staticmethod
-    def cut(message: str) -> bytes:
-        """The one event that ends a stream which failed after its first byte; nothing may follow it."""
+    def cut(self, message: str) -> bytes:
+        """One event; see the base."""
         return stream_error(Dialect.openai, message)
-
-    def _fail(self, text: str) -> bytes:
-        self.failed = True
-        self.error = text
-        return stream_error(Dialect.openai, text)
 
     def _first(self, deltas: list[dict[str, Any]]) -> list[dict[str, Any]]:
         """The role stands in the first chunk only."""

@@ -18,7 +18,7 @@ from bellmare.protocols.openai_stream import ChatStream, completion
 _OPENAI = Dialect.openai
 
 
-def _chat_stream(stamp: Stamp, *, include_usage: bool = False, forced: ForcedCall | None = None) -> Translator:
+def _chat_stream(stamp: Stamp, *, include_usage: bool, forced: ForcedCall | None) -> Translator:
     return DialectStream(
         ChatStream(
             completion_id=f"chatcmpl-{stamp.public_id}",
@@ -30,11 +30,7 @@ def _chat_stream(stamp: Stamp, *, include_usage: bool = False, forced: ForcedCal
     )
 
 
-def _chat_stream_with_usage(stamp: Stamp) -> Translator:
-    return _chat_stream(stamp, include_usage=True)
-
-
-def _chat_body(stamp: Stamp, *, forced: ForcedCall | None = None) -> Translator:
+def _chat_body(stamp: Stamp, *, forced: ForcedCall | None) -> Translator:
     return DialectBody(
         partial(
             completion,
@@ -50,18 +46,14 @@ def chat_completions(body: bytes) -> Errand:
     """POST /v1/chat/completions, served by /api/chat."""
     wanted = parse_chat_completion(body)
     native, forced = native_and_forced(wanted)
-    streamed = _chat_stream_with_usage if wanted.include_usage else _chat_stream
-    translator = streamed if wanted.stream else _chat_body
-    if forced is not None:
-        chosen = partial(_chat_stream, include_usage=wanted.include_usage) if wanted.stream else _chat_body
-        translator = partial(chosen, forced=forced)
+    streamed = partial(_chat_stream, include_usage=wanted.include_usage, forced=forced)
     return errand_for(
         native,
         "/api/chat",
         RequestKind.generation,
         body=body,
         dialect=_OPENAI,
-        translator=translator,
+        translator=streamed if wanted.stream else partial(_chat_body, forced=forced),
     )
 
 
