@@ -312,15 +312,13 @@ class Gateway:
         if not errand.name:
             self.cloud.take(exchange, errand, public_id=ticket.own_id or self._new_id(), timeouts=self.timeouts)
         elif self.context.passes(errand, ticket.tenant, request.body_bytes):
-            self._run(exchange, errand, ticket)
+            self._run(exchange, errand)
         else:
-            self.context.take(exchange, errand, ticket.tenant, taken=partial(self._parsed, self._judged))
+            self.context.take(exchange, errand, ticket.tenant, taken=partial(self._parsed, self._run))
 
-    def _judged(self, exchange: Exchange, errand: Errand) -> None:
+    def _run(self, exchange: Exchange, errand: Errand) -> None:
         """The context guard lets it go on."""
-        self._run(exchange, errand, exchange.request.ticket)
-
-    def _run(self, exchange: Exchange, errand: Errand, ticket: Ticket) -> None:
+        ticket: Ticket = exchange.request.ticket
         conversation = self._converse(exchange, errand, ticket)
         if ticket.models and not conversation.ended:  # who was refused will hardly go on with the next
             # At its arrival, not at its dispatch: its own wait is time in which the next model can be loaded.

@@ -5,8 +5,8 @@ import ipaddress
 import msgspec
 
 from bellmare.core.units import SpanUs
-from bellmare.gateway.context import ContextRules, Differs, Policy
 from bellmare.gateway.conversation import GatewayTimeouts
+from bellmare.gateway.judging import ContextRules, Differs, Policy
 from bellmare.gateway.management.access import Network
 from bellmare.gateway.naming import NameRules
 from bellmare.protocols.names import canonical_name
