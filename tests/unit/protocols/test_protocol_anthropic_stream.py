@@ -1,17 +1,16 @@
 """Native answers to Anthropic's events; the golden streams are what Ollama's own converter makes of the same lines."""
 
-import itertools
 import json
 from pathlib import Path
 
 import pytest
+from chunked import written
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bellmare.protocols.anthropic_stream import PING, MessageStream, message
 from bellmare.protocols.errors import BadAnswer
 from bellmare.protocols.forced_tools import ForcedCall, forced_call
-from bellmare.protocols.ndjson import LineSplitter
 from bellmare.protocols.ollama_requests import Tool, ToolFunction
 
 GOLDEN = sorted((Path(__file__).parent / "golden").glob("anthropic_*.ndjson"))
@@ -302,11 +301,7 @@ def test_any_chunking_gives_the_same_events(body, ends, cuts, crlf, forced):
     data = b"".join(line + terminator for line in [*body, *([native(**FINAL)] if ends else [])])
     whole, parts = stream(forced), stream(forced)
     expected = b"".join(whole.line(line) for line in data.split(terminator))
-    splitter = LineSplitter()
-    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    got = b"".join(
-        parts.line(line) for start, end in itertools.pairwise(edges) for line in splitter.feed(data[start:end])
-    )
+    got = written(parts, data, cuts)
     assert got == expected
     assert whole.finished == parts.finished == ends
     said = [json.loads(line)["message"] for line in body]

@@ -1,9 +1,9 @@
 """A tool call by JSON schema, where a client insists on one."""
 
-import itertools
 import json
 
 import pytest
+from chunked import chunked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -166,8 +166,7 @@ objects = st.dictionaries(
 def test_any_chunking_gives_the_same_call(arguments, forced, cuts, indent):
     written = json.dumps(arguments, indent=indent)
     answer = written if forced is ONE else f'{{"name": "weather", "arguments": {written}\n}}\n'
-    edges = sorted({0, len(answer), *(cut % (len(answer) + 1) for cut in cuts)})
-    reader, text, got = read(forced, [answer[start:end] for start, end in itertools.pairwise(edges)])
+    reader, text, got = read(forced, chunked(answer, cuts))
     assert (reader.name, text, got, reader.complete) == ("weather", "", written, True)
 
 

@@ -1,19 +1,13 @@
 """Lines: any chunking of the same bytes gives the same lines."""
 
-import itertools
-
 import pytest
+from chunked import chunked
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bellmare.protocols.ndjson import LineGate, LineSplitter, LineTooLong, split_complete
 
 streams = st.lists(st.sampled_from([b"a", b"\n", b"\r\n", b"\r", b'{"x":1}', b"long" * 5])).map(b"".join)
-
-
-def chunked(stream: bytes, cuts: list[int]) -> list[bytes]:
-    edges = sorted({0, len(stream), *(cut % (len(stream) + 1) for cut in cuts)})
-    return [stream[start:end] for start, end in itertools.pairwise(edges)]
 
 
 @given(streams, st.lists(st.integers(0, 1000)))

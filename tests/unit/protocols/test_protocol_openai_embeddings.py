@@ -1,11 +1,11 @@
 """OpenAI's embeddings over /api/embed, in Ollama's words."""
 
 import base64
-import itertools
 import json
 import struct
 
 import pytest
+from chunked import chunked
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -122,10 +122,9 @@ vectors = st.lists(st.lists(st.floats(-10, 10), max_size=4), max_size=5)
 def test_any_chunking_gives_the_same_answer(numbers, as_base64, indent, cuts):
     head = {"model": 'a"embeddings":[', "embeddings": numbers, "prompt_eval_count": 4}
     data = json.dumps(head, indent=indent).encode()
-    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
     reader = EmbeddingReader(model="e", as_base64=as_base64)
-    for start, end in itertools.pairwise(edges):
-        reader.feed(data[start:end])
+    for piece in chunked(data, cuts):
+        reader.feed(piece)
     written = reader.written()
     assert written == embedding_list(data, model="e", as_base64=as_base64)
     shown = [entry["embedding"] for entry in json.loads(written)["data"]]

@@ -1,14 +1,13 @@
 """Native lines to server-sent events; ollama.md 1.5, 1.6 and 12."""
 
-import itertools
 import json
 
 import pytest
+from chunked import written
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bellmare.protocols.errors import BadAnswer
-from bellmare.protocols.ndjson import LineSplitter
 from bellmare.protocols.openai_stream import ChatStream, completion
 
 
@@ -184,11 +183,7 @@ def test_any_chunking_gives_the_same_events(body, ends, cuts, crlf):
     data = b"".join(line + terminator for line in [*body, *([native(**FINAL)] if ends else [])])
     whole, parts = stream(include_usage=True), stream(include_usage=True)
     expected = b"".join(whole.line(line) for line in data.split(terminator))
-    splitter = LineSplitter()
-    edges = sorted({0, len(data), *(cut % (len(data) + 1) for cut in cuts)})
-    got = b"".join(
-        parts.line(line) for start, end in itertools.pairwise(edges) for line in splitter.feed(data[start:end])
-    )
+    got = written(parts, data, cuts)
     assert got == expected
     assert whole.finished == parts.finished == ends
     said = [json.loads(line)["message"] for line in body]
