@@ -101,6 +101,16 @@ async def embedded(folder: Path) -> AsyncIterator[dict[str, str]]:
         await gateway.close()
 
 
+async def said(child: asyncio.subprocess.Process, timeout_s: float) -> tuple[bytes, bytes]:
+    """What a child writes until it ends; it is killed after ``timeout_s``."""
+    try:
+        async with asyncio.timeout(timeout_s):
+            return await child.communicate()
+    except TimeoutError:
+        child.kill()
+        return await child.communicate()
+
+
 async def run_pytest(file: str, environment: dict[str, str], folder: Path, *, marks: str, timeout_s: float) -> Outcome:
     """Run one file of ``clients`` in the clients' environment."""
     report = folder / "report.xml"
@@ -114,12 +124,7 @@ async def run_pytest(file: str, environment: dict[str, str], folder: Path, *, ma
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    try:
-        async with asyncio.timeout(timeout_s):
-            out, _ = await child.communicate()
-    except TimeoutError:
-        child.kill()
-        out, _ = await child.communicate()
+    out, _ = await said(child, timeout_s)
     passed, skipped = _counts(report)
     return Outcome(child.returncode or 0, out.decode("utf-8", "replace"), passed, skipped)
 

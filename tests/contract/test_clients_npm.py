@@ -12,7 +12,7 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from serving import simulated
+from serving import said, simulated
 
 HERE = Path(__file__).parent / "clients_npm"
 INSTALL_TIMEOUT_S = 240
@@ -44,12 +44,7 @@ async def test_an_npm_client_is_at_home(_gate: None, folder: Path, client: str) 
         child = await asyncio.create_subprocess_exec(
             "node", "client.mjs", client, cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
         )
-        try:
-            async with asyncio.timeout(TIMEOUT_S):
-                out, err = await child.communicate()
-        except TimeoutError:
-            child.kill()
-            out, err = await child.communicate()
+        out, err = await said(child, TIMEOUT_S)
     assert child.returncode == 0 and out, err.decode()
     found = json.loads(out.splitlines()[-1])
     failed = {name: error for name, error in found.items() if error is not None}
