@@ -172,12 +172,18 @@ class ResponseStream(StreamState):
         return b"".join(events)
 
     def cut(self, message: str) -> bytes:
-        """The events that end a stream which failed after its first byte; nothing may follow them."""
-        events = [] if self._sequence else self._begin()
+        """The events that end a stream which failed after its first byte; nothing may follow them.
+
+        Asked again, as whoever drops what a failed line gave does, it gives the same.
+        """
+        sequence = self._sequence
+        events = [] if sequence else self._begin()
         output = [*self._output, self._open.item("incomplete")] if self._open is not None else self._output
         error = {"code": "server_error", "message": message}
         response = self._response.object("failed", output=output, error=error)
-        return b"".join([*events, self._event("response.failed", response=response)])
+        events.append(self._event("response.failed", response=response))
+        self._sequence = sequence
+        return b"".join(events)
 
     # ------------------------------------------------------------------ events
 

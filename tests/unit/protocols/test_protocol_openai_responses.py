@@ -322,6 +322,14 @@ def test_a_cut_answer_is_incomplete():
         assert response["output"][-1]["status"] == "incomplete"
 
 
+def test_the_end_of_a_failed_stream_is_the_same_when_it_is_asked_for_again():
+    for begun in (b"", line(content="he")):
+        stream = ResponseStream(head())
+        stream.line(begun)
+        failed = stream.line(b"{")
+        assert stream.cut(stream.error) == failed != b""
+
+
 def test_a_broken_stream_has_failed_with_what_there_was():
     stream = ResponseStream(head())
     begun = events(stream.line(line(content="he")))
