@@ -75,7 +75,9 @@ async def test_run_asks_for_a_missing_model_before_it_pulls(gateway: Gateway) ->
 
 
 async def test_stop_is_answered_as_by_ollama_and_hurts_nobody(gateway: Gateway) -> None:
-    """``ollama stop``: residency is the gateway's, so the model goes only when its memory is needed."""
+    """``ollama stop``: while another client uses the model, it goes only when its memory is needed."""
+    chat = {"model": "talker:1", "messages": [{"role": "user", "content": "hello"}], "stream": False}
+    assert (await gateway.post("/api/chat", chat, authorization="Bearer another")).status == 200
     await gateway.chat("talker:1")
     reply = await gateway.post("/api/generate", {"model": "talker:1", "keep_alive": "0s"})
     assert (reply.status, reply.json["done_reason"]) == (200, "unload")
